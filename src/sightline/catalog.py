@@ -1,0 +1,62 @@
+"""Every name of the house and where it lives: plain tables of ``name -> "module:object"``, to read and to grep.
+
+A plug-in adds a name through an entry point of the group ``sightline.<table>``; a built-in name wins over a plug-in's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from sightline.errors import UsageError, nearest
+
+RECIPES = {
+    "irt/cub": "sightline.methods.irt:cub",
+    "irt/sop": "sightline.methods.irt:sop",
+    "irt/inshop": "sightline.methods.irt:inshop",
+    "irt/folder": "sightline.methods.irt:folder",
+    "irt/small": "sightline.methods.irt:small",
+}
+
+METHODS = {
+    "irt": "sightline.methods.irt:IRT",
+}
+
+DATASETS = {
+    "cub": "sightline.data.sets.cub:read",
+    "sop": "sightline.data.sets.sop:read",
+    "inshop": "sightline.data.sets.inshop:read",
+}
+
+PROTOCOLS = {
+    "leave-one-out": "sightline.evaluate.protocols:leave_one_out",
+    "query-gallery": "sightline.evaluate.protocols:query_gallery",
+}
+
+INDEX_ENGINES = {
+    "local": "sightline.index.local:LocalIndex",
+}
+
+TABLES = {"recipes": RECIPES, "methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS, "index_engines": INDEX_ENGINES}
+
+
+def names(table: str) -> list[str]:
+    """Return the names in a table, plug-ins included, sorted."""
+    return sorted({*TABLES[table], *(point.name for point in entry_points(group=f"sightline.{table}"))})
+
+
+def find(table: str, name: str) -> Any:
+    """Return the object that ``name`` stands for in ``table``, imported now.
+
+    Raises:
+        UsageError: there is no such name; the message gives the nearest one.
+    """
+    where = TABLES[table].get(name)
+    if where is not None:
+        module, _, attribute = where.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    for point in entry_points(group=f"sightline.{table}", name=name):
+        return point.load()
+    kind = table.removesuffix("s").replace("_", " ")
+    raise UsageError(f"unknown {kind} '{name}'{nearest(name, names(table))}")

@@ -1,0 +1,130 @@
+"""The few types that travel between layers, each validated once, at birth.
+
+One legend of dimension letters, everywhere in the project:
+
+    B  images in a batch          N  patch tokens of one image      P  prefix tokens (class, distillation, registers)
+    M  rows of a collection       D  width of a token or descriptor C  classes
+    Q  queries                    G  gallery rows                   K  results a query
+    H, W  height and width of an image in pixels
+
+``similarity`` rises when closer, ``distance`` falls when closer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+UNIT_LENGTH_TOLERANCE = 1e-3
+"""How far from 1 the length of a descriptor may be (a bf16 round trip stays under it)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images on their way into a model: ``images`` float32 ``[B, 3, H, W]``, ``labels`` int64 ``[B]``, ``rows`` int64 ``[B]``.
+
+    ``rows`` are positions in the ``Records`` that the images came from.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    rows: torch.Tensor
+
+    def __post_init__(self) -> None:
+        num = self.images.shape[0]
+        if self.images.ndim != 4 or self.labels.shape != (num,) or self.rows.shape != (num,):
+            raise ValueError(f"a Batch needs images [B, 3, H, W], labels [B], rows [B]; got {tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.rows.shape)}")
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``; copies overlap with compute where the memory is pinned."""
+        return Batch(*(part.to(device, non_blocking=True) for part in (self.images, self.labels, self.rows)))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a backbone returns: ``prefix`` ``[B, P, D]`` (class token first), ``patches`` ``[B, N, D]`` in row order, ``grid`` (rows, columns)."""
+
+    prefix: torch.Tensor
+    patches: torch.Tensor
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.prefix.ndim != 3 or self.patches.ndim != 3 or self.grid[0] * self.grid[1] != self.patches.shape[1]:
+            raise ValueError(f"Tokens need prefix [B, P, D] and patches [B, rows * columns, D]; got {tuple(self.prefix.shape)}, {tuple(self.patches.shape)}, grid {self.grid}")
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Unit-length vectors float32 ``[M, D]`` and where each came from: ``rows`` int64 ``[M]`` into the records that were embedded."""
+
+    vectors: FloatArray
+    rows: IntArray
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or self.rows.shape != (self.vectors.shape[0],):
+            raise ValueError(f"Descriptors need float32 vectors [M, D] and rows [M]; got {self.vectors.dtype} {self.vectors.shape}, {self.rows.shape}")
+        if len(self.vectors) and not np.allclose(np.linalg.norm(self.vectors[:: max(1, len(self.vectors) // 1024)], axis=1), 1.0, atol=UNIT_LENGTH_TOLERANCE):
+            raise ValueError("Descriptors must have unit length: normalise them first")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The K closest gallery rows of each query: ``rows`` int64 ``[Q, K]`` (-1 pads), ``similarity`` float32 ``[Q, K]`` (-inf pads), closest first."""
+
+    rows: IntArray
+    similarity: FloatArray
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or self.rows.shape != self.similarity.shape:
+            raise ValueError(f"a Ranking needs rows and similarity of one shape [Q, K]; got {self.rows.shape}, {self.similarity.shape}")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of a search: the item's id, its path, how similar it is (cosine, -1 to 1) and its metadata."""
+
+    id: int
+    path: str
+    similarity: float
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hits(Sequence[Hit]):
+    """The answers to one query, closest first."""
+
+    hits: tuple[Hit, ...]
+
+    def __len__(self) -> int:
+        return len(self.hits)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.hits[position]
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self.hits)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss to descend: ``total`` (a scalar with gradient) and its detached ``terms`` by name, for the log."""
+
+    total: torch.Tensor
+    terms: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -1,0 +1,301 @@
+"""Recipes: what a run is made of, as frozen dataclasses that resolve, save, replay and compare.
+
+A named recipe is a function that derives from another with ``replace``; an override is ``key=value``, typed by its field. A key is
+a dotted path (``train.steps``) or, where only one field has that name, the name alone (``steps``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from sightline.errors import RecipeError, nearest
+from sightline.runtime import Precision
+
+R = TypeVar("R")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """How an image becomes a model's input: resize, centre crop to ``image_px`` squared, normalise."""
+
+    image_px: int = 224
+    resize: Literal["short", "square"] = "short"  # short side to resize_px, or both sides to resize_px
+    resize_px: int = 0  # 0 is image_px / 0.875, so 256 for 224
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _require(0 < self.image_px <= self.resized_px, "image_px must be positive and resize_px at least image_px (or 0)")
+
+    @property
+    def resized_px(self) -> int:
+        """The length in pixels that the short side (or both sides) is resized to."""
+        return self.resize_px or round(self.image_px / 0.875)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """How a training image varies: ``square`` and ``short`` resize to ``ImageSpec.resized_px`` and crop at random; ``random_resized`` crops a random area."""
+
+    augment: Literal["square", "short", "random_resized"] = "square"
+    flip: float = 0.5  # probability of a horizontal mirror
+    min_area: float = 0.2  # random_resized only: the smallest share of the image's area
+    jitter: float = 0.0  # brightness, contrast and saturation vary by up to this share
+    rotate_deg: float = 0.0  # rotation by up to this many degrees
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.flip <= 1 and 0 < self.min_area <= 1 and 0 <= self.jitter < 1, "flip and min_area are shares, jitter is below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A backbone and its head: what the encoder is, but for the weights."""
+
+    backbone: str = "vit_small_patch16_224"  # a timm name
+    backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
+    weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else an error), random, or a local file or model folder
+    pooling: Literal["cls", "mean", "max", "gem"] = "cls"
+    gem_p: float = 3.0
+    projection: int = 0  # width of a linear projection after pooling; 0 is none
+    pca: int = 0  # width of the PCA fitted on the training split after training; 0 is none
+    drop_path: float = 0.0
+    checkpoint_gradients: bool = False  # recompute activations in the backward pass: slower, far less memory
+    frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone
+
+    def __post_init__(self) -> None:
+        _require(self.gem_p > 0 and self.projection >= 0 and self.pca >= 0 and 0 <= self.drop_path < 1, "gem_p must be positive, widths not negative, drop_path in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Where images come from and how a batch is put together: P classes of K images each."""
+
+    dataset: str = "auto"  # a name of the catalog, or auto: a class folder or a manifest
+    verify: bool = True  # check the official counts of a named data set
+    classes_per_batch: int = 16  # P
+    images_per_class: int = 4  # K; the paper does not say, the official cross-batch memory uses 4
+    validation: float = 0.1  # share of the training classes held out to select the model; 0 keeps the last weights
+    workers: int = -1  # loader processes; -1 is one per core this process may use, at most 8 (none on a machine with two or less)
+
+    def __post_init__(self) -> None:
+        _require(self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1, "classes_per_batch and images_per_class must be positive, validation in [0, 1)")
+
+    @property
+    def batch(self) -> int:
+        return self.classes_per_batch * self.images_per_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The training loop: how long, how fast, and what is kept."""
+
+    steps: int = 2_000
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = 3e-5
+    weight_decay: float = 5e-4
+    layer_decay: float = 1.0  # each block's learning rate is this times that of the block above it
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    clip_norm: float = 0.0  # largest gradient norm; 0 does not clip
+    accumulate: int = 1  # batches a step: gradients are averaged; the loss of each sees only its own batch (and the memory)
+    ema: float = 0.0  # decay of the averaged weights that are then evaluated and saved; 0 keeps none
+    precision: Precision = "auto"
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 10
+    validate_every: int = 500
+    save_every: int = 500
+
+    def __post_init__(self) -> None:
+        _require(min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) > 0, "steps, accumulate, log_every, validate_every and save_every must be positive")
+        _require(self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 <= self.ema < 1, "lr must be positive, layer_decay in (0, 1], ema in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every method's recipe has; a method adds its own fields on top."""
+
+    name: str = ""
+    model: ModelSpec = field(default_factory=ModelSpec)
+    image: ImageSpec = field(default_factory=ImageSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+# --- reading and changing -------------------------------------------------------------------------------------------------------
+
+
+def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, value) of every leaf field, in order."""
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from flatten(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value
+
+
+def full_path(recipe: Any, key: str) -> str:
+    """Return the dotted path that ``key`` means: itself, or the one path that ends in it.
+
+    Raises:
+        RecipeError: no field, or more than one, has that name.
+    """
+    paths = [path for path, _ in flatten(recipe)]
+    if key in paths:
+        return key
+    ending = [path for path in paths if path.rpartition(".")[2] == key]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise RecipeError(f"recipe key '{key}' is ambiguous: write one of {', '.join(ending)}")
+    names = {name: path for path in paths for name in (path, path.rpartition(".")[2])}
+    raise RecipeError(f"unknown recipe key '{key}'{nearest(key, names)}")
+
+
+def override(recipe: R, settings: Sequence[str]) -> R:
+    """Return the recipe with ``key=value`` settings applied, each value parsed by its field's type.
+
+    Raises:
+        RecipeError: an unknown or ambiguous key, or a value of another type.
+    """
+    plain = to_plain(recipe)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"a setting is key=value, got '{setting}'")
+        path = full_path(recipe, key.strip())
+        *parents, leaf = path.split(".")
+        table, kind = plain, type(recipe)
+        for parent in parents:
+            table, kind = table[parent], _field_types(kind)[parent]
+        table[leaf] = _parse(text.strip(), _field_types(kind)[leaf], path)
+    return from_plain(type(recipe), plain)
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _parse(text: str, kind: Any, path: str) -> Any:
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is Literal:
+        choices = [str(choice) for choice in typing.get_args(kind)]
+        if text not in choices:
+            raise RecipeError(f"{path} cannot be '{text}'{nearest(text, choices)}")
+        return text
+    try:
+        value: Any = {"true": True, "false": False, "none": None}.get(text.lower(), ...)
+        value = json.loads(text) if value is ... else value
+    except json.JSONDecodeError:
+        value = _parse_loose(text)
+    return coerce(value, kind, path)
+
+
+def _parse_loose(text: str) -> Any:
+    if "=" in text:
+        return dict(pair.split("=", 1) for pair in text.split(","))
+    if "," in text:
+        return [part for part in text.split(",") if part]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def coerce(value: Any, kind: Any, path: str) -> Any:
+    """Return a plain (JSON) value as the type ``kind`` of the field at ``path``.
+
+    Raises:
+        RecipeError: the value does not fit the type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return from_plain(kind, value, f"{path}.")
+    if origin is tuple and arguments[-1] is Ellipsis:
+        if isinstance(value, Mapping):
+            value = [[name, _parse_scalar(item)] for name, item in value.items()]
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(coerce(item, arguments[0], path) for item in items)
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(coerce(item, part, path) for item, part in zip(value, arguments, strict=True))
+    if origin is Literal and value in arguments:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for part in arguments:
+            if type(value) is part:
+                return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    wanted = getattr(kind, "__name__", str(kind))
+    raise RecipeError(f"{path} must be of type {wanted}, got {value!r}")
+
+
+def _parse_scalar(item: Any) -> Any:
+    if not isinstance(item, str):
+        return item
+    try:
+        return json.loads(item)
+    except json.JSONDecodeError:
+        return item
+
+
+# --- saving and replaying -------------------------------------------------------------------------------------------------------
+
+
+def to_plain(recipe: Any) -> dict[str, Any]:
+    """Return the recipe as nested plain values, ready for JSON."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    return plain
+
+
+def from_plain(kind: type[R], plain: Any, path: str = "") -> R:
+    """Return the dataclass ``kind`` made of plain values; missing keys take their defaults, unknown ones are errors.
+
+    Raises:
+        RecipeError: an unknown key, or a value of another type.
+    """
+    if not isinstance(plain, Mapping):
+        raise RecipeError(f"{path.rstrip('.') or kind.__name__} must be a table of settings, got {plain!r}")
+    hints = _field_types(kind)
+    names = [item.name for item in dataclasses.fields(typing.cast(Any, kind))]
+    for key in plain:
+        if key not in names:
+            raise RecipeError(f"unknown recipe key '{path}{key}'{nearest(key, names)}")
+    return kind(**{key: coerce(value, hints[key], f"{path}{key}") for key, value in plain.items()})
+
+
+def recipe_hash(recipe: Any) -> str:
+    """Return 12 hexadecimal digits that name the recipe's content."""
+    text = json.dumps(to_plain(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def difference(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Return (path, old value, new value) of every leaf that differs between two recipes of one type."""
+    before = dict(flatten(old))
+    return [(path, before.get(path), value) for path, value in flatten(new) if before.get(path) != value]
