@@ -124,3 +124,17 @@ def resident_bytes() -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def used_bytes() -> int:
+    """Return the largest GPU memory this process has held where it uses one, else its resident memory, in bytes."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_bytes()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one training step, so that what a step draws does not depend on how training got there."""
+    import torch
+
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)))

@@ -1,0 +1,58 @@
+"""The contract between a method and the one training loop: four verbs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sightline.contracts import Batch, LossTerms
+from sightline.nn.encoder import Encoder
+from sightline.recipe import TrainSpec
+
+
+class Method(nn.Module, ABC):
+    """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, step: int) -> LossTerms:
+        """Return the loss of one batch at one step (counted from 0)."""
+
+    def after_step(self, step: int) -> None:
+        """Update what follows the weights without a gradient (teacher, momentum encoder); called after the optimiser's step."""
+
+    @abstractmethod
+    def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
+        """Return the optimiser's groups: ``params``, ``lr``, ``weight_decay``."""
+
+    @abstractmethod
+    def encoder(self) -> Encoder:
+        """Return what is evaluated, saved and searched with."""
+
+    def forward(self, batch: Batch, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return ``loss`` as plain tensors: the form that DistributedDataParallel wraps."""
+        terms = self.loss(batch, step)
+        return terms.total, dict(terms.terms)
+
+
+def encoder_groups(encoder: Encoder, spec: TrainSpec) -> list[dict[str, Any]]:
+    """Return optimiser groups for an encoder: the learning rate falls by ``layer_decay`` a block towards the pixels.
+
+    Vectors (biases, norms) and what the backbone names (position and class tokens) have no weight decay.
+    """
+    layers = encoder.backbone.layer_of()
+    exempt: Iterable[str] = getattr(encoder.backbone.net, "no_weight_decay", lambda: ())()
+    deepest = max(layers.values())
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in encoder.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        own = name.removeprefix("backbone.net.")
+        depth = layers.get(own, deepest) if own != name else deepest
+        lr = spec.lr * spec.layer_decay ** (deepest - depth)
+        decay = 0.0 if parameter.ndim <= 1 or own in exempt else spec.weight_decay
+        groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})["params"].append(parameter)
+    return list(groups.values())

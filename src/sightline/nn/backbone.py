@@ -1,0 +1,198 @@
+"""Any timm backbone that yields tokens, behind one type: images in, Tokens out."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import socket
+import sys
+import urllib.parse
+import urllib.request
+import warnings
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._manipulate import group_parameters
+from torch import nn
+
+from sightline.contracts import Tokens
+from sightline.errors import ModelError, nearest
+from sightline.recipe import ModelSpec
+
+HUB_TIMEOUT_S = 3.0
+
+HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "mask_token", "attn_pool.", "pre_logits.")
+"""Weights that a published file may hold and a headless backbone has no place for: the one list that loading may leave out."""
+
+log = logging.getLogger(__name__)
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier: images ``[B, 3, H, W]`` -> Tokens."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.width = int(net.num_features)  # type: ignore[arg-type]
+        prefixes = getattr(net, "num_prefix_tokens", None)
+        self.num_prefix = int(prefixes) if prefixes is not None else int(hasattr(net, "cls_token"))
+
+    def forward(self, images: torch.Tensor) -> Tokens:
+        features = self.net.forward_features(images)  # type: ignore[operator]
+        if features.ndim == 4:
+            if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
+                features = features.permute(0, 2, 3, 1)
+            rows, columns = features.shape[1:3]
+            return Tokens(features.new_zeros(len(features), 0, features.shape[-1]), features.flatten(1, 2), (rows, columns))
+        patches = features[:, self.num_prefix :]
+        return Tokens(features[:, : self.num_prefix], patches, self._grid(patches.shape[1], images))
+
+    def norm_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return ``pooled`` after the norm that some backbones (BEiT, EVA) keep behind their pooling; unchanged elsewhere."""
+        after = getattr(self.net, "fc_norm", None)
+        return pooled if after is None else after(pooled)
+
+    def _grid(self, num_patches: int, images: torch.Tensor) -> tuple[int, int]:
+        height, width = images.shape[-2:]
+        rows = max(1, round((num_patches * height / width) ** 0.5))
+        if rows * (num_patches // rows) != num_patches:
+            raise ModelError(f"cannot lay {num_patches} patch tokens out as a grid for images of {width} x {height} px")
+        return rows, num_patches // rows
+
+    def layer_of(self) -> dict[str, int]:
+        """Return parameter name -> depth: 0 the patch and position embeddings, then one a block, the last one the top norm."""
+        layers: dict[str, int] = group_parameters(self.net, self.net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        return {name: int(layer) for name, layer in layers.items()}
+
+    def freeze(self, parts: tuple[str, ...]) -> None:
+        """Stop the named parts from learning: ``embed`` (depth 0), ``blocks.N`` (everything up to block N), ``backbone`` (all).
+
+        Raises:
+            ModelError: no such part.
+        """
+        layers = self.layer_of()
+        deepest = max(layers.values())
+        for part in parts:
+            number = part.removeprefix("blocks.")
+            if part == "backbone":
+                limit = deepest
+            elif part == "embed":
+                limit = 0
+            elif part.startswith("blocks.") and number.isdecimal() and int(number) < deepest:
+                limit = int(number) + 1
+            else:
+                raise ModelError(f"cannot freeze '{part}': write embed, backbone, or blocks.0 to blocks.{deepest - 1}")
+            for name, parameter in self.net.named_parameters():
+                if layers[name] <= limit:
+                    parameter.requires_grad_(False)
+
+
+def build(spec: ModelSpec, image_px: int) -> Backbone:
+    """Return the backbone of ``spec`` for images of ``image_px`` squared, with the weights that ``spec.weights`` names.
+
+    Position embeddings of pretrained weights are resampled to the image size.
+
+    Raises:
+        ModelError: an unknown backbone or argument, or weights that are not to be had; says what to do instead.
+    """
+    weights = spec.weights
+    if weights == "auto":
+        weights = "hub" if hub_is_reachable() else "random"
+        if weights == "random":
+            log.warning("the model hub cannot be reached: %s starts from random weights", spec.backbone)
+    net = _create(spec, image_px, pretrained=weights == "hub")
+    backbone = Backbone(net)
+    if weights not in ("hub", "random"):
+        load_weights(net, Path(weights))
+    if spec.checkpoint_gradients:
+        net.set_grad_checkpointing(True)
+    backbone.freeze(spec.frozen)
+    return backbone
+
+
+def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
+    if not timm.is_model(spec.backbone):
+        raise ModelError(f"unknown backbone '{spec.backbone}'{nearest(spec.backbone, timm.list_models())}")
+    arguments: dict[str, Any] = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
+    arguments |= dict(spec.backbone_args)
+    if _takes_image_size(spec.backbone):
+        arguments.setdefault("img_size", image_px)
+    if pretrained and not hub_is_reachable():
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # answer from the hub's cache at once instead of retrying for a minute
+    try:
+        return timm.create_model(spec.backbone, pretrained=pretrained, num_classes=0, **arguments)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
+        raise ModelError(
+            f"the weights of {spec.backbone} could not be had from the model hub ({_first_line(error)}): where there is no network, pass a "
+            "downloaded file with --set weights=/path/to/model.safetensors, or start from scratch with --set weights=random"
+        ) from error
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
+
+
+def _takes_image_size(name: str) -> bool:
+    module = sys.modules[timm.model_entrypoint(name).__module__]
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
+    return any(issubclass(kind, nn.Module) and "img_size" in inspect.signature(kind.__init__).parameters for kind in kinds)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def hub_is_reachable() -> bool:
+    """Return True where the model hub answers within a few seconds; asked before a download, whose own retries take a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    endpoint = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+    if endpoint.scheme in urllib.request.getproxies():
+        return True  # only the proxy can tell
+    try:
+        with socket.create_connection((endpoint.hostname or "", endpoint.port or 443), timeout=HUB_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def load_weights(net: nn.Module, source: Path) -> None:
+    """Load a ``.safetensors`` file, or the backbone of a model folder, into a timm network; positions are resampled to its image size.
+
+    Every weight of the network must be in the file; the file may hold more only under ``HEAD_PREFIXES``.
+
+    Raises:
+        ModelError: no such file, another format, or weights of another network.
+    """
+    if source.is_dir():
+        source = source / "model.safetensors"
+    if source.suffix != ".safetensors":
+        raise ModelError(f"weights must be a .safetensors file or a model folder, got '{source}': other formats can run code when read; convert the file first")
+    try:
+        state = load_file(source)
+    except FileNotFoundError as error:
+        raise ModelError(f"no weights at '{source}': pass a .safetensors file, a model folder, 'hub' or 'random'") from error
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"'{source}' is not a readable safetensors file ({_first_line(error)})") from error
+    ours = {name.removeprefix("backbone.net."): value for name, value in state.items() if name.startswith("backbone.net.")}
+    state = ours or state
+    rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
+    if rename is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = rename(state, net)
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)  # held to HEAD_PREFIXES just below
+    except RuntimeError as error:
+        raise ModelError(f"'{source}' holds weights of another shape than this backbone: {_first_line(RuntimeError(str(error).partition(chr(10))[2]))}") from error
+    strange = [name for name in unexpected if not name.startswith(HEAD_PREFIXES)]
+    if missing or strange:
+        raise ModelError(
+            f"'{source}' holds weights of another network: {len(missing)} missing (such as {missing[0] if missing else '-'}), "
+            f"{len(strange)} unknown (such as {strange[0] if strange else '-'})"
+        )

@@ -1,0 +1,60 @@
+"""Exchange between the processes of a run, with gradients where the loss needs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def world_size() -> int:
+    """Return the number of processes that train together (1 alone)."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: torch.Tensor) -> torch.Tensor:
+        context.num_local = len(local)
+        parts = [torch.empty_like(local) for _ in range(world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = dist.get_rank() * context.num_local
+        return total[start : start + context.num_local]
+
+
+def gather(local: torch.Tensor) -> torch.Tensor:
+    """Return every rank's rows ``[B, ...]`` concatenated in rank order, the same on every rank; the gradient flows back to its rank.
+
+    Each rank computes the same loss from the gathered rows, so the backward sums W copies of one gradient; DDP's mean over the
+    ranks then divides by W. The parameters' gradient is that of one process with the global batch, exactly.
+    """
+    if world_size() == 1:
+        return local
+    if local.is_floating_point():
+        gathered: torch.Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+        return gathered
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return True on every rank if ``flag`` is True on any: how the processes of a run agree to stop."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,102 @@
+"""The encoder: images in, unit-length descriptors out. What training makes, what a model folder holds, what an index is built with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from sightline.contracts import FloatArray, Tokens
+from sightline.data.images import decode
+from sightline.data.transforms import eval_transform
+from sightline.errors import ModelError
+from sightline.nn.backbone import Backbone, build
+from sightline.nn.pooling import pool
+from sightline.nn.reduction import PCA
+from sightline.recipe import ImageSpec, ModelSpec
+from sightline.runtime import Precision, autocast_dtype
+
+Picture = Path | str | bytes | Image.Image
+"""An image as a person has it: a path, the bytes of a file, or a decoded picture."""
+
+
+class Encoder(nn.Module):
+    """Backbone, pooling, optional projection, optional PCA, unit length.
+
+    ``fingerprint`` names the exact descriptors it makes (empty until it has been saved or loaded); an index refuses another's.
+    """
+
+    def __init__(self, model: ModelSpec, image: ImageSpec, backbone: Backbone | None = None) -> None:
+        super().__init__()
+        self.model, self.image = model, image
+        self.fingerprint = ""
+        self.backbone = backbone or build(model, image.image_px)
+        self.projection = nn.Linear(self.backbone.width, model.projection) if model.projection else nn.Identity()
+        self.reduction: PCA | nn.Identity = nn.Identity()
+        if model.pooling == "cls" and self.backbone.num_prefix == 0:
+            raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
+
+    @property
+    def dim(self) -> int:
+        """The width D of the descriptors."""
+        return len(self.reduction.components) if isinstance(self.reduction, PCA) else self.model.projection or self.backbone.width
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return unit-length float32 descriptors ``[B, D]`` of normalised images ``[B, 3, H, W]``."""
+        pooled = self.pooled(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return F.normalize(self.reduction(pooled.float()), dim=1)
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the vectors before PCA and normalisation, ``[B, D]``."""
+        tokens: Tokens = self.backbone(images)
+        pooled: torch.Tensor = self.projection(self.backbone.norm_pooled(pool(tokens, self.model.pooling, self.model.gem_p)))
+        return pooled
+
+    def tokens(self, images: torch.Tensor) -> Tokens:
+        """Return the backbone's tokens of normalised images ``[B, 3, H, W]``."""
+        tokens: Tokens = self.backbone(images)
+        return tokens
+
+    def embed(self, pictures: Sequence[Picture], *, batch_size: int = 32, precision: Precision = "auto") -> FloatArray:
+        """Return unit-length descriptors float32 ``[M, D]`` of paths, file bytes or PIL images, in their order.
+
+        Raises:
+            BadImage: one of them cannot be decoded. (To embed a folder and skip its bad files: ``sightline.search.embed``.)
+        """
+        transform = eval_transform(self.image)
+        decoded = (p if isinstance(p, Image.Image) else decode(Path(p) if isinstance(p, str) else p, short_px=self.image.resized_px) for p in pictures)
+        batches = _batched((transform(picture.convert("RGB")) for picture in decoded), batch_size)
+        parts = [self.embed_batch(torch.stack(batch), precision=precision) for batch in batches]
+        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+
+    @torch.inference_mode()
+    def embed_batch(self, images: torch.Tensor, *, precision: Precision = "auto") -> FloatArray:
+        """Return unit-length descriptors float32 ``[B, D]`` of normalised images ``[B, 3, H, W]``, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        dtype = autocast_dtype(precision, self.device)
+        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
+        self.train(was_training)
+        return vectors
+
+
+def _batched(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
+    batch: list[torch.Tensor] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

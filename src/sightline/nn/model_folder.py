@@ -1,0 +1,152 @@
+"""A model on disk: a folder of ``config.json``, ``model.safetensors`` and ``README.md``. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sightline.errors import ModelError, explain_os_error
+from sightline.nn.backbone import hub_is_reachable
+from sightline.nn.encoder import Encoder
+from sightline.nn.reduction import PCA
+from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
+
+FORMAT, VERSION = "sightline-model", 1
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Return 16 hexadecimal digits over everything that shapes a descriptor: the image and model settings and every weight."""
+    digest = hashlib.sha256(json.dumps(_config(encoder), sort_keys=True).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _config(encoder: Encoder) -> dict[str, Any]:
+    # How the weights came about does not shape a descriptor: a reloaded encoder must have the fingerprint of the saved one.
+    model = to_plain(encoder.model) | {"weights": "random", "drop_path": 0.0, "checkpoint_gradients": False, "frozen": []}
+    return {"format": FORMAT, "version": VERSION, "model": model, "image": to_plain(encoder.image), "reduced_to": encoder.dim if isinstance(encoder.reduction, PCA) else 0}
+
+
+def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
+    """Write the model folder and return the fingerprint; each file replaces its older self in one step.
+
+    Raises:
+        DiskFullError, UsageError: the folder cannot be written.
+    """
+    encoder.fingerprint = fingerprint(encoder)
+    config = _config(encoder) | {"fingerprint": encoder.fingerprint, "descriptor_dim": encoder.dim}
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in encoder.state_dict().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = folder / "model.safetensors.part"
+        try:
+            save_file(state, weights, metadata={"format": "pt", "fingerprint": encoder.fingerprint})
+        except SafetensorError as error:  # safetensors wraps the system's "No space left on device"
+            weights.unlink(missing_ok=True)
+            number = 28 if "os error 28" in str(error).lower() or "no space" in str(error).lower() else 5
+            raise OSError(number, str(error), str(folder)) from error
+        _sync(weights)
+        os.replace(weights, folder / "model.safetensors")
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_text(folder / "README.md", card or "# A Sightline model\n\nLoad it with `sightline.load(folder)`.\n")
+    except OSError as error:
+        raise explain_os_error(error, f"saving the model to '{folder}'") from error
+    return encoder.fingerprint
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    _sync(part)
+    os.replace(part, path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def load(source: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
+    """Return the encoder of a model folder, a run folder, a hub id, ``timm:NAME`` (pretrained) or ``random:NAME`` (untrained, seed 0).
+
+    Raises:
+        ModelError: there is no such model, or its folder is of another version or damaged.
+    """
+    text = str(source)
+    kind, colon, name = text.partition(":")
+    if colon and kind in ("timm", "random"):
+        encoder = _from_timm(name, "hub" if kind == "timm" else "random")
+    else:
+        encoder = _from_folder(_model_folder(text))
+    encoder.fingerprint = encoder.fingerprint or fingerprint(encoder)
+    return encoder.to(device).eval()
+
+
+def _from_timm(name: str, weights: str) -> Encoder:
+    import timm
+
+    base, slash, size = name.partition("@")
+    pretrained = timm.get_pretrained_cfg(base) if timm.is_model(base) else None
+    image_px = int(size) if slash and size.isdecimal() else (pretrained.input_size[-1] if pretrained else 224)
+    image = ImageSpec(image_px=image_px, mean=tuple(pretrained.mean), std=tuple(pretrained.std)) if pretrained else ImageSpec(image_px=image_px)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return Encoder(ModelSpec(backbone=base, weights=weights), image).eval()
+        except ModelError as error:
+            if "class token" not in str(error):
+                raise
+            return Encoder(ModelSpec(backbone=base, weights=weights, pooling="mean"), image).eval()
+
+
+def _model_folder(source: str) -> Path:
+    folder = Path(source)
+    for candidate in (folder, folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    if folder.exists():
+        inside = " (training has not saved a model there yet)" if (folder / "recipe.json").exists() else ""
+        raise ModelError(f"'{source}' is not a model folder: it has no config.json{inside}")
+    if source.count("/") == 1 and not source.startswith((".", "~", "/")) and hub_is_reachable():
+        try:
+            return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+        except (OSError, HFValidationError) as error:
+            raise ModelError(f"'{source}' is neither a folder here nor a model on the hub ({str(error).splitlines()[0][:120]})") from error
+    raise ModelError(f"no model at '{source}': give a model or run folder, timm:NAME, random:NAME, or a hub id where the hub can be reached")
+
+
+def _from_folder(folder: Path) -> Encoder:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ModelError(f"'{folder / 'config.json'}' cannot be read: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ModelError(f"'{folder}' is not a Sightline model folder (its config.json does not say format={FORMAT})")
+    if config.get("version") != VERSION:
+        raise ModelError(f"'{folder}' was written in model format {config.get('version')}, this is format {VERSION}: use the Sightline that wrote it, or train again")
+    missing = [key for key in ("model", "image", "fingerprint", "reduced_to") if key not in config]
+    if missing:
+        raise ModelError(f"'{folder / 'config.json'}' lacks {', '.join(missing)}")
+    encoder = Encoder(from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"]))
+    if config["reduced_to"]:
+        encoder.reduction = PCA(encoder.dim, int(config["reduced_to"]))
+    try:
+        encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"the weights in '{folder}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+    encoder.fingerprint = fingerprint(encoder)
+    if encoder.fingerprint != config["fingerprint"]:
+        raise ModelError(f"'{folder}' has changed since it was saved (fingerprint {encoder.fingerprint}, expected {config['fingerprint']}): restore it or train again")
+    return encoder

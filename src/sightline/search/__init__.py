@@ -1,0 +1,1 @@
+"""From files to descriptors, and from a query to hits."""

@@ -1,0 +1,219 @@
+"""The training loop: the only one. It knows a method by its four verbs and learns how good the model is from a callable."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sightline import runtime
+from sightline.contracts import Batch
+from sightline.errors import TrainingError
+from sightline.methods.base import Method
+from sightline.nn import model_folder
+from sightline.nn.collectives import any_rank, barrier
+from sightline.nn.encoder import Encoder
+from sightline.progress import Bar, Meter
+from sightline.recipe import TrainSpec
+from sightline.train import checkpoint
+from sightline.train.optim import build_optimizer, set_rate
+from sightline.train.parallel import distribute
+from sightline.train.report import MetricsLog
+
+Validate = Callable[[Encoder], Mapping[str, float]]
+"""Measures an encoder on held-out classes; the first value chooses the model, higher is better."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0  # steps done
+    best: float = -math.inf
+    best_step: int = -1
+    stopped_by: str = field(default="", metadata={"transient": True})  # the signal that ended it early
+
+    def state(self) -> dict[str, float | int]:
+        """Return what a checkpoint keeps."""
+        return {"step": self.step, "best": self.best, "best_step": self.best_step}
+
+
+class Loop:
+    """One run of one method: ``run()`` returns when the steps are done or a signal asked to stop."""
+
+    def __init__(
+        self,
+        method: Method,
+        batches: Callable[[int], Iterator[Batch]],
+        spec: TrainSpec,
+        folder: Path,
+        *,
+        device: torch.device,
+        validate: Validate | None = None,
+        resume: bool = False,
+    ) -> None:
+        """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step)."""
+        self.method, self.batches, self.spec, self.folder, self.device, self.validate = method.to(device), batches, spec, folder, device, validate
+        self.ranks = runtime.ranks()
+        self.optimizer = build_optimizer(method.parameter_groups(spec), spec)
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.average = AveragedModel(method.encoder(), multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if spec.ema else None
+        self.progress = Progress()
+        if resume:
+            self._restore()
+        if spec.compile:
+            method.encoder().backbone.compile()
+        self.net = distribute(method, device)
+        self.dtype = runtime.autocast_dtype(spec.precision, device)
+        self.signal = 0
+        self.grad_norm = 0.0
+
+    def encoder(self) -> Encoder:
+        """Return what is measured and saved: the averaged weights where the recipe keeps them, else the learner's."""
+        return self.average.module if self.average is not None else self.method.encoder()
+
+    def run(self) -> Progress:
+        """Train to the last step, or until SIGINT or SIGTERM: then save and return.
+
+        Raises:
+            TrainingError: the loss is no longer finite; the message is the diagnosis.
+        """
+        log = MetricsLog(self.folder, resumed_at=self.progress.step) if self.ranks.is_main else None
+        stream = self.batches(self.progress.step * self.spec.accumulate)
+        bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
+        meter = Meter()
+        try:
+            with self._signals(), bar:
+                while self.progress.step < self.spec.steps:
+                    values = self._step(stream, meter)
+                    self._after_step(values, meter, log, bar)
+                    if any_rank(bool(self.signal), self.device):
+                        self.progress.stopped_by = signal.Signals(self.signal or signal.SIGTERM).name
+                        break
+                self._save()
+        finally:
+            if log is not None:
+                log.close()
+            if hasattr(stream, "close"):
+                stream.close()
+        return self.progress
+
+    # --- one step ---------------------------------------------------------------------------------------------------------------
+
+    def _step(self, stream: Iterator[Batch], meter: Meter) -> dict[str, torch.Tensor]:
+        step, spec = self.progress.step, self.spec
+        self.method.train()
+        set_rate(self.optimizer, step, spec)
+        runtime.seed_step(spec.seed, step, self.ranks.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, torch.Tensor] = {}
+        for part in range(spec.accumulate):
+            asked_at = time.perf_counter()
+            batch = next(stream).to(self.device)
+            meter.waited_s += time.perf_counter() - asked_at
+            meter.num_images += len(batch) * self.ranks.world_size
+            with self._no_sync(part + 1 < spec.accumulate), torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                total, terms = self.net(batch, step)
+                (total / spec.accumulate).backward()
+            for name, value in {"loss": total.detach(), **terms}.items():
+                sums[name] = sums.get(name, 0.0) + value / spec.accumulate
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, spec.clip_norm or math.inf)
+        self._require_finite(sums, norm)
+        self.optimizer.step()
+        self.method.after_step(step)
+        if self.average is not None:
+            self.average.update_parameters(self.method.encoder())
+        self.progress.step += 1
+        return {**sums, "grad_norm": norm}
+
+    def _no_sync(self, more_follow: bool) -> contextlib.AbstractContextManager[Any]:
+        return self.net.no_sync() if more_follow and self.net is not self.method else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _require_finite(self, terms: Mapping[str, torch.Tensor], norm: torch.Tensor) -> None:
+        # On a GPU, asking means waiting for the step: ask once a log line. The weights are then lost either way, the checkpoint is not.
+        if self.device.type != "cpu" and self.progress.step % self.spec.log_every:
+            return
+        if torch.isfinite(terms["loss"]) and torch.isfinite(norm):
+            self.grad_norm = float(norm)
+            return
+        found = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
+        raise TrainingError(
+            f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), learning rate {rate:.3g}; "
+            f"try --set lr={rate / 3:.1g}, clip_norm=1, or precision=fp32. The weights before it are in {self.folder}"
+        )
+
+    # --- between steps ----------------------------------------------------------------------------------------------------------
+
+    def _after_step(self, values: Mapping[str, torch.Tensor], meter: Meter, log: MetricsLog | None, bar: Bar) -> None:
+        done, spec = self.progress.step, self.spec
+        last = done == spec.steps
+        if done % spec.log_every == 0 or last:
+            numbers = {name: float(value) for name, value in values.items()}
+            rates = meter.read()
+            if log is not None:
+                log.write(done, {**numbers, "lr": max(float(group["lr"]) for group in self.optimizer.param_groups), **rates})
+            note = f"loss {numbers['loss']:.4f}  {rates['images_per_s']:.1f} images/s  waiting {rates['data_wait']:.0%}  {rates['memory_mib']:.0f} MiB"
+            bar.update(done, note)
+        if self.validate is not None and (done % spec.validate_every == 0 or last):
+            self._validate(log, bar)
+            meter.reset()
+        if done % spec.save_every == 0 and not last:
+            self._save()
+
+    def _validate(self, log: MetricsLog | None, bar: Bar) -> None:
+        if self.ranks.is_main and self.validate is not None:
+            measured = self.validate(self.encoder())
+            name, value = next(iter(measured.items()))
+            chosen = value > self.progress.best
+            if chosen:
+                self.progress.best, self.progress.best_step = value, self.progress.step
+                model_folder.save(self.encoder(), self.folder / "model")
+            if log is not None:
+                log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
+            bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{' (best so far)' if chosen else ''}")
+        barrier()
+
+    def _save(self) -> None:
+        if self.ranks.is_main:
+            average = self.average.state_dict() if self.average is not None else {}
+            checkpoint.save(
+                self.folder,
+                {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average, "progress": self.progress.state()},
+            )
+            if self.validate is None or self.progress.best_step < 0:
+                model_folder.save(self.encoder(), self.folder / "model")
+        barrier()
+
+    def _restore(self) -> None:
+        state = checkpoint.load(self.folder)
+        if state is None:
+            return
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.progress = Progress(**state["progress"])
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            if self.signal:
+                raise KeyboardInterrupt  # a second Ctrl-C does not wait for the step
+            self.signal = number
+
+        before = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

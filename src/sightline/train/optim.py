@@ -1,0 +1,39 @@
+"""The optimiser and its learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from sightline.recipe import TrainSpec
+
+
+def build_optimizer(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the method's groups; each group remembers its base rate as ``base_lr``."""
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9)
+    if spec.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=spec.lr)
+    return torch.optim.AdamW(groups, lr=spec.lr)
+
+
+def rate_at(step: int, spec: TrainSpec) -> float:
+    """Return the share of the base learning rate at ``step`` (counted from 0): linear warm-up, then constant or cosine."""
+    if step < spec.warmup_steps:
+        return (step + 1) / spec.warmup_steps
+    if spec.schedule == "constant":
+        return 1.0
+    done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
+    return spec.final_lr + (1.0 - spec.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, spec: TrainSpec) -> float:
+    """Set every group's learning rate for ``step`` and return the highest."""
+    share = rate_at(step, spec)
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * share
+    return max(float(group["lr"]) for group in optimizer.param_groups)
