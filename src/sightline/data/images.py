@@ -1,0 +1,247 @@
+"""Decoding that survives the world: any file becomes an upright 8-bit RGB image, or one line that says why not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL.BmpImagePlugin import BmpImageFile
+
+from sightline.errors import DataError
+
+MAX_PIXELS = 89_478_485
+"""Most pixels held in memory for one image: a quarter GiB in RGB, the level at which Pillow itself suspects a decompression bomb."""
+
+MAX_BYTES = 512 * 1024**2
+"""Largest file that is read."""
+
+DRAFT_MARGIN = 2
+"""A JPEG is decoded at a reduced scale only while its short side keeps at least this many times the pixels asked for."""
+
+# Pillow warns of odd metadata that does not concern the pixels. catch_warnings is not safe among threads, hence once and for all.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+BAD_FILES_NAME = "bad_files.jsonl"
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_OPENERS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
+    # What may be decoded, told by the file's first bytes and never by its name. Pillow's own dispatch is not used: it would try
+    # every plug-in, and it warns (or raises) of bombs by its own limit before we have seen the size.
+    (b"\xff\xd8\xff", JpegImagePlugin.jpeg_factory),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"GIF87a", GifImagePlugin.GifImageFile),
+    (b"GIF89a", GifImagePlugin.GifImageFile),
+    (b"BM", BmpImageFile),
+    (b"RIFF", WebPImagePlugin.WebPImageFile),
+    (b"II*\x00", TiffImagePlugin.TiffImageFile),
+    (b"MM\x00*", TiffImagePlugin.TiffImageFile),
+    (b"II+\x00", TiffImagePlugin.TiffImageFile),
+    (b"MM\x00+", TiffImagePlugin.TiffImageFile),
+    *((b"P%d" % digit, PpmImagePlugin.PpmImageFile) for digit in range(1, 7)),
+)
+
+_FOREIGN = (
+    # (where, bytes, what it is): kinds that people do have among their images, so that the reason helps.
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIC"),
+    (4, b"ftyp", "a video"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
+)
+
+
+class BadImage(DataError):  # noqa: N818 (what it is, not that it is an error: every caller goes on)
+    """A file that gives no image. ``kind`` groups reasons in a summary; the message is ``kind`` or ``kind: detail``."""
+
+    def __init__(self, kind: str, detail: str = "") -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind = kind
+
+
+class BadFiles:
+    """The files that could not be read, each once, with the reason. Safe to share among threads."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, path: Path | str, reason: object) -> None:
+        """Note a file and why it could not be read (``kind`` or ``kind: detail``); the first reason stays."""
+        with self._lock:
+            self._reasons.setdefault(os.fspath(path), str(reason))
+
+    def items(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of every file, sorted by path."""
+        with self._lock:
+            return sorted(self._reasons.items())
+
+    def write(self, file: Path) -> None:
+        """Write one JSON object a line, ``{"path": ..., "reason": ...}``, in one move: the file is whole at any moment."""
+        text = "".join(json.dumps({"path": path, "reason": reason}, ensure_ascii=False) + "\n" for path, reason in self.items())
+        partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+        # A name that is not UTF-8 holds lone surrogates; written as \udcXX they are valid JSON and come back as the same name.
+        partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+        os.replace(partial, file)
+
+    def summary(self, num_files: int | None = None, where: Path | str = BAD_FILES_NAME) -> str:
+        """Return one line: how many files could not be read, of how many, why, and where each is named; empty when all were read."""
+        items = self.items()
+        if not items:
+            return ""
+        kinds = Counter(reason.partition(":")[0] for _, reason in items)
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        of = "" if num_files is None else f" of {num_files:,}"
+        return f"{len(items):,}{of} file{'' if len(items) == 1 and num_files is None else 's'} could not be read ({shown}): see {where}"
+
+
+def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the image in a file (or in the bytes of one): upright, RGB, 8 bits, transparency laid on white, the first of many frames.
+
+    Args:
+        source: the file, or its content.
+        short_px: the short side in pixels that the caller will resize to. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
+            its short side stays at least ``DRAFT_MARGIN`` times that. None decodes at full size.
+        max_pixels: most pixels to hold.
+
+    Raises:
+        BadImage: for every trouble, with a reason a person can act on.
+    """
+    content = read_bytes(source) if isinstance(source, Path) else source
+    if not content:
+        raise BadImage("zero bytes")
+    try:
+        return _decode(content, short_px, max_pixels)
+    except BadImage:
+        raise
+    except MemoryError as error:
+        raise BadImage("too large", "not enough memory to decode it") from error
+    except Exception as error:  # Pillow's plug-ins raise nearly every class there is on hostile bytes; each becomes a named reason
+        raise _explain(error) from error
+
+
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        BadImage: it is missing, not a regular file, not readable, or larger than ``MAX_BYTES``.
+    """
+    try:
+        # O_NONBLOCK, and only then a look at its kind: opening a named pipe would wait for a writer for ever.
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        raise BadImage("missing", "a link to nowhere" if file.is_symlink() else "no such file") from error
+    except (OSError, ValueError) as error:
+        raise BadImage("not readable", getattr(error, "strerror", None) or str(error)) from error
+    with open(handle, "rb") as opened:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a file", "a folder, pipe or device")
+        if status.st_size > MAX_BYTES:
+            raise BadImage("too large", f"{status.st_size / 1024**2:,.0f} MiB, more than {MAX_BYTES // 1024**2}")
+        try:
+            return opened.read()
+        except OSError as error:
+            raise BadImage("not readable", error.strerror or str(error)) from error
+
+
+def _decode(content: bytes, short_px: int | None, max_pixels: int) -> Image.Image:
+    image = _open(content)
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and short_px is not None:
+        image.draft(image.mode, (short_px * DRAFT_MARGIN, short_px * DRAFT_MARGIN))
+    num_pixels = image.width * image.height
+    if num_pixels > max_pixels:
+        raise BadImage("too many pixels", f"{image.width:,} x {image.height:,}, more than {max_pixels / 1e6:,.0f} million")
+    orientation = _orientation(image)
+    image.load()
+    upright = _UPRIGHT.get(orientation)
+    rgb = _to_rgb(image)
+    return rgb if upright is None else rgb.transpose(upright)
+
+
+def _open(content: bytes) -> ImageFile.ImageFile:
+    for magic, opener in _OPENERS:
+        if content.startswith(magic):
+            return opener(io.BytesIO(content))
+    for start, magic, what in _FOREIGN:
+        if content[start:].startswith(magic):
+            raise BadImage("unsupported format", f"it is {what}; convert it to JPEG or PNG" if ":" not in what else f"it is {what}")
+    if not content.strip(b"\x00"):
+        raise BadImage("damaged", "every byte is zero")
+    if content.lstrip()[:1] in (b"<", b"{"):
+        raise BadImage("not an image", "it is text (a saved web page, SVG or JSON)")
+    raise BadImage("not an image", "its first bytes are those of no known format")
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow's TIFF reader turns the pixels itself
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # damaged metadata must not cost the pixels: the image is taken as it lies
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        # A copy would cost; but the file object must not outlive this call, and Image.Image of a loaded file holds it no more.
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _from_deep(image)
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Return an image of more than 8 bits a pixel as RGB: 16 bits span black to white; other ranges are stretched to it."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BadImage("damaged", "pixels that are not finite numbers")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and values.min() >= 0 and values.max() <= 1:
+        low, high = 0.0, 1.0
+    else:
+        low, high = float(values.min()), float(values.max())
+    grey = np.rint((values - low) * (255.0 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _explain(error: Exception) -> BadImage:
+    text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    lowered = text.lower()
+    if "truncated" in lowered or "not enough data" in lowered or "unexpected end" in lowered or isinstance(error, EOFError):
+        return BadImage("truncated", text)
+    if "decompression bomb" in lowered or "too large" in lowered:
+        return BadImage("too many pixels", text)
+    return BadImage("damaged", text)

@@ -1,0 +1,146 @@
+"""Manifests: CSV, JSONL and Parquet tables of images, read into plain columns."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import DataError, nearest
+
+MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+COLUMNS = ("path", "label", "camera", "split", "caption", "box")
+NO_BOX = (math.nan,) * 4
+EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A manifest's columns as plain lists of one length; a column that the file lacks is None."""
+
+    path: list[str]
+    label: list[str] | None
+    camera: list[str] | None
+    split: list[str] | None
+    caption: list[str] | None
+    box: list[tuple[float, ...]] | None
+
+
+def read_columns(where: Path) -> Columns:
+    """Return the columns of a manifest.
+
+    Raises:
+        DataError: the file cannot be read, has no rows, a column is unknown or missing, or a cell is wrong; the message gives its line.
+    """
+    reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[where.suffix.lower()]
+    try:
+        table = reader(where)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{where} cannot be read ({error.strerror or error}): check the file and its permissions") from error
+    _check_names(where, table)
+    if not table["path"]:
+        raise DataError(f"{where} has no rows: give one row for each image")
+    return Columns(
+        path=[_text(where, line, "path", cell) for line, cell in enumerate(table["path"], 1)],
+        label=_texts(where, table, "label"),
+        camera=_texts(where, table, "camera"),
+        split=_texts(where, table, "split"),
+        caption=None if "caption" not in table else ["" if cell is None else str(cell) for cell in table["caption"]],
+        box=None if "box" not in table else [_box(where, line, cell) for line, cell in enumerate(table["box"], 1)],
+    )
+
+
+def _check_names(where: Path, table: Mapping[str, list[Any]]) -> None:
+    for name in table:
+        if name not in COLUMNS:
+            raise DataError(f"unknown column '{name}' in {where}{nearest(name, COLUMNS)}")
+    if "path" not in table:
+        raise DataError(f"{where} has no column 'path' (columns: {', '.join(table) or 'none'}): name the column of file names 'path'")
+
+
+def _read_csv(where: Path) -> dict[str, list[Any]]:
+    with where.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        try:
+            names = [name.strip() for name in next(rows, [])]
+            cells: list[list[Any]] = [[] for _ in names]
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise DataError(
+                        f"{where} line {rows.line_num} has {len(row)} cells, the header {len(names)}: put quotes round a cell with a comma"
+                    )
+                for column, cell in zip(cells, row, strict=True):
+                    column.append(cell.strip() or None)
+        except csv.Error as error:
+            raise DataError(f"{where} line {rows.line_num} is not CSV ({error}): save it as UTF-8 CSV with commas") from error
+    if len(set(names)) != len(names):
+        raise DataError(f"{where} has a column twice: {', '.join(names)}")
+    return dict(zip(names, cells, strict=True))
+
+
+def _read_jsonl(where: Path) -> dict[str, list[Any]]:
+    rows: list[Row] = []
+    names: dict[str, None] = {}
+    with where.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise DataError(f"{where} line {number} is not JSON ({error}): write one object a line, like {EXAMPLE}") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{where} line {number} is not an object: write it like {EXAMPLE}")
+            names.update(dict.fromkeys(row))
+            rows.append(row)
+    return {name: [row.get(name) for row in rows] for name in names} or {"path": []}
+
+
+def _read_parquet(where: Path) -> dict[str, list[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # ParquetFile, not read_table: the latter takes a folder named like key=value for a partition and adds its column.
+        table = pq.ParquetFile(where).read()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(f"{where} is not a Parquet file ({str(error).splitlines()[0]}): write it again") from error
+    return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _texts(where: Path, table: Mapping[str, list[Any]], name: str) -> list[str] | None:
+    if name not in table:
+        return None
+    return [_text(where, row, name, cell) for row, cell in enumerate(table[name], 1)]
+
+
+def _text(where: Path, row: int, name: str, cell: Any) -> str:
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # a column of whole numbers with a gap becomes float on its way through many a table tool
+    if cell is None or cell == "" or not isinstance(cell, str | int) or isinstance(cell, bool):
+        what = "empty" if cell is None or cell == "" else f"{cell!r}"
+        raise DataError(f"{where} row {row}: {name} is {what}: give a text or a whole number in every row, or leave the column out")
+    return str(cell)
+
+
+def _box(where: Path, row: int, cell: Any) -> tuple[float, ...]:
+    if cell is None or cell == "":
+        return NO_BOX
+    parts: Sequence[Any] = cell.replace(",", " ").split() if isinstance(cell, str) else cell
+    try:
+        box = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        box = ()
+    if len(box) != 4:
+        raise DataError(f"{where} row {row}: box is {cell!r}: write x0 y0 x1 y1 in pixels")
+    return box

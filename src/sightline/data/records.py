@@ -1,0 +1,309 @@
+"""Records: which images there are and what is known of each; read from a class-folder tree or a manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, read_columns
+from sightline.errors import DataError, nearest
+
+DECODABLE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".gif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
+IMAGE_SUFFIXES = frozenset((*DECODABLE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".jp2"))
+"""What is listed as an image. The last five cannot be decoded here: so each is counted and named, not passed over in silence."""
+
+SPLIT_NAMES = {name: name for name in ("train", "val", "test", "query", "gallery")} | {"valid": "val", "validation": "val"}
+OnBad = Callable[[Path, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """The M images of a collection and what is known of each; a column that is not known is None.
+
+    ``paths`` are POSIX, relative to ``root`` or absolute. ``labels`` int64 ``[M]`` are positions in ``class_names``; a selection keeps
+    the whole table, so labels mean the same in every part of a collection. ``cameras`` int64 ``[M]``. ``boxes`` float32 ``[M, 4]`` are
+    x0 y0 x1 y1 in pixels of the upright image, NaN where a row has none; an image with a box is cropped to it before anything else.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: IntArray | None = None
+    class_names: tuple[str, ...] = ()
+    splits: tuple[str, ...] | None = None
+    cameras: IntArray | None = None
+    captions: tuple[str, ...] | None = None
+    boxes: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        num = len(self.paths)
+        for name in ("labels", "splits", "cameras", "captions", "boxes"):
+            column = getattr(self, name)
+            if column is not None and len(column) != num:
+                raise ValueError(f"Records need one value a row: {num} paths, {len(column)} {name}")
+        for name, dtype in (("labels", np.int64), ("cameras", np.int64), ("boxes", np.float32)):
+            column = getattr(self, name)
+            if column is not None and (column.dtype != dtype or column.shape[1:] != ((4,) if name == "boxes" else ())):
+                raise ValueError(f"Records need {name} of type {np.dtype(dtype)}, got {column.dtype} {column.shape}")
+        if self.labels is not None and num and (self.labels.min() < 0 or self.labels.max() >= len(self.class_names)):
+            raise ValueError("Records need labels that are positions in class_names")
+        if self.boxes is not None:
+            _check_boxes(self.boxes, self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, row: int) -> Path:
+        """Return where the image of a row lies."""
+        return self.root / self.paths[row]
+
+    def select(self, rows: IntArray | BoolArray | Sequence[int]) -> Records:
+        """Return the given rows (or those where a mask is True), in the given order, with the same class table."""
+        chosen = np.asarray(rows)
+        chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
+
+        def pick(column: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(column[row] for row in chosen)
+
+        return replace(
+            self,
+            paths=pick(self.paths),
+            labels=None if self.labels is None else self.labels[chosen],
+            splits=None if self.splits is None else pick(self.splits),
+            cameras=None if self.cameras is None else self.cameras[chosen],
+            captions=None if self.captions is None else pick(self.captions),
+            boxes=None if self.boxes is None else self.boxes[chosen],
+        )
+
+    def split(self, name: str) -> Records:
+        """Return the rows of one split.
+
+        Raises:
+            DataError: there are no splits, or none of that name; the message says which exist.
+        """
+        if self.splits is None:
+            raise DataError(f"{self.root} has no splits, so no '{name}': add a split column, or folders {name}/CLASS/")
+        if name not in self.splits:
+            raise DataError(f"{self.root} has no split '{name}'{nearest(name, self.splits)}")
+        return self.select(np.array([split == name for split in self.splits], dtype=np.bool_))
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes that have at least one image here."""
+        return int(np.count_nonzero(self.class_counts()))
+
+    def class_counts(self) -> IntArray:
+        """Return the number of images of each class, int64 ``[C]`` along ``class_names``; empty without labels."""
+        if self.labels is None:
+            return np.zeros(0, dtype=np.int64)
+        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+
+
+def _check_boxes(boxes: FloatArray, paths: Sequence[str]) -> None:
+    has_box = ~np.isnan(boxes).all(axis=1)
+    good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (boxes[:, :2] >= 0).all(axis=1)
+    wrong = np.flatnonzero(has_box & ~good)
+    if len(wrong):
+        values = " ".join(f"{value:g}" for value in boxes[wrong[0]])
+        raise DataError(f"the box of {paths[wrong[0]]} is '{values}': write x0 y0 x1 y1 in pixels, with x1 > x0 >= 0 and y1 > y0 >= 0")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------------
+
+
+def read_records(source: Path | str, *, require_labels: bool = False, on_bad: OnBad | None = None) -> Records:
+    """Return the records of a folder tree or of a manifest (.csv, .jsonl, .parquet).
+
+    In a tree the first folder below the root is the class; where all first folders are called train, val, test, query or gallery, they
+    are splits and the next one is the class. Where some image lies in no class folder, nothing is labelled. A manifest has the
+    columns path, label, camera, split, caption, box, all but path optional; its paths are relative to its own folder.
+
+    Args:
+        source: the folder or manifest.
+        require_labels: refuse a collection without labels.
+        on_bad: called with (folder, reason) for each folder below the root that cannot be listed; without it such a folder is an error.
+
+    Raises:
+        DataError: nothing is there, no image is in it, a column is wrong, or labels are required and missing.
+    """
+    where = Path(source)
+    if not where.exists():
+        raise DataError(f"{where} does not exist: give a folder of images or a manifest (.csv, .jsonl, .parquet)")
+    records = _from_folder(where, on_bad) if where.is_dir() else _from_manifest(where)
+    if require_labels and records.labels is None:
+        raise DataError(_no_labels(where, records))
+    return records
+
+
+def find_images(folder: Path, *, on_bad: OnBad | None = None) -> tuple[str, ...]:
+    """Return the paths of the image files below a folder, relative to it, POSIX, sorted; hidden files and folders are left out.
+
+    Links are followed, each folder at most once. Files are told by their suffix alone: what is in them is found out when they are decoded.
+
+    Raises:
+        DataError: the folder does not exist or cannot be listed.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give a folder of images")
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        relative = waiting.pop()
+        here = folder / relative
+        try:
+            status = here.stat()
+            entries = sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            if on_bad is None or not relative:
+                raise DataError(f"the folder {here} cannot be listed ({error.strerror}): change its permissions or leave it out") from error
+            on_bad(here, f"folder not listed: {error.strerror}")
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                waiting.append(f"{relative}{entry.name}/")
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                found.append(relative + entry.name)
+    return tuple(sorted(found))
+
+
+def _from_folder(root: Path, on_bad: OnBad | None) -> Records:
+    paths = find_images(root, on_bad=on_bad)
+    if not paths:
+        raise DataError(
+            f"no images in {root}: looked in it and below for {', '.join(DECODABLE_SUFFIXES[:6])}, ...; is it the right folder?"
+        )
+    parts = [path.split("/") for path in paths]
+    splits: tuple[str, ...] | None = None
+    if all(len(part) > 1 and part[0].lower() in SPLIT_NAMES for part in parts):
+        splits = tuple(SPLIT_NAMES[part[0].lower()] for part in parts)
+        parts = [part[1:] for part in parts]
+    if any(len(part) < 2 for part in parts):
+        return Records(root, paths, splits=splits)
+    labels, class_names = index_labels([part[0] for part in parts])
+    return Records(root, paths, labels, class_names, splits)
+
+
+def _no_labels(where: Path, records: Records) -> str:
+    if where.is_dir():
+        start = 1 if records.splits is not None else 0
+        loose = [path for path in records.paths if len(path.split("/")) < 2 + start]
+        return (
+            f"{where} has {len(loose):,} of {len(records):,} images in no class folder (such as {loose[0]}): "
+            "put each into CLASS/, or give a manifest with a label column"
+        )
+    return f"{where} has no label column: add one (columns: path, label, camera, split, caption, box)"
+
+
+def _from_manifest(where: Path) -> Records:
+    if where.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise DataError(f"{where} is neither a folder nor a manifest: give a folder of images or a {', '.join(MANIFEST_SUFFIXES)} file")
+    columns: Columns = read_columns(where)
+    labels, class_names = (None, ()) if columns.label is None else index_labels(columns.label)
+    splits = None if columns.split is None else tuple(SPLIT_NAMES.get(name.lower(), name) for name in columns.split)
+    return Records(
+        root=where.parent,
+        paths=tuple(columns.path),
+        labels=labels,
+        class_names=class_names,
+        splits=splits,
+        cameras=None if columns.camera is None else _index_cameras(columns.camera),
+        captions=None if columns.caption is None else tuple(columns.caption),
+        boxes=None if columns.box is None else np.array(columns.box, dtype=np.float32).reshape(-1, 4),
+    )
+
+
+def index_labels(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
+    """Return labels int64 ``[M]`` and the class names they point to: in numeric order where all are whole numbers, else sorted."""
+    distinct = _ordered(names)
+    position = {name: label for label, name in enumerate(distinct)}
+    return np.array([position[name] for name in names], dtype=np.int64), distinct
+
+
+def _index_cameras(names: Sequence[str]) -> IntArray:
+    if all(name.isascii() and name.isdigit() for name in names):
+        return np.array([int(name) for name in names], dtype=np.int64)
+    return index_labels(names)[0]
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    distinct = set(names)
+    if all(name.isascii() and name.isdigit() for name in distinct):
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))
+
+
+# --- what a run needs -------------------------------------------------------------------------------------------------------------
+
+
+def require_classes(records: Records, minimum: int = 2) -> None:
+    """Return if at least ``minimum`` classes have images.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if records.num_classes < minimum:
+        only = f" ('{records.class_names[int(np.argmax(records.class_counts()))]}')" if records.num_classes == 1 else ""
+        found = f"{records.num_classes} class{'' if records.num_classes == 1 else 'es'}{only}"
+        raise DataError(f"{records.root} has {found}, {minimum} are needed: put the images of each class into a folder of its own")
+
+
+def require_per_class(records: Records, num_per_class: int) -> None:
+    """Return if every class present has at least ``num_per_class`` images.
+
+    Raises:
+        DataError: some have fewer; the message says how many, names one, and what to do.
+    """
+    counts = records.class_counts()
+    few = np.flatnonzero((counts > 0) & (counts < num_per_class))
+    if len(few):
+        example = f"'{records.class_names[few[0]]}' has {counts[few[0]]}"
+        raise DataError(
+            f"{len(few):,} of {records.num_classes:,} classes have fewer than {num_per_class} images ({example}): "
+            f"add images, leave those classes out, or lower images_per_class to {int(counts[few].min())}"
+        )
+
+
+def hold_out_classes(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+    """Return (training, validation) records that share no class: about ``fraction`` of the classes are held out, by ``seed`` alone.
+
+    Only classes of two images or more are held out (a single one has nothing to be found); each side gets at least one class.
+
+    Raises:
+        DataError: there are no labels, fewer than two classes, or none with two images.
+    """
+    require_classes(records, 2)
+    assert records.labels is not None
+    counts = records.class_counts()
+    eligible = np.flatnonzero(counts >= 2)
+    if not len(eligible):
+        raise DataError(f"no class of {records.root} has two images, so none can be held out: set validation=0 or add images")
+    num_held_out = min(max(1, round(fraction * records.num_classes)), len(eligible), records.num_classes - 1)
+    held_out = np.random.default_rng([seed, 0x5917]).permutation(eligible)[:num_held_out]
+    is_held_out = np.isin(records.labels, held_out)
+    return records.select(~is_held_out), records.select(is_held_out)
