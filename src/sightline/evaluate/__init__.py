@@ -1,0 +1,1 @@
+"""How well a model retrieves: exact metrics, protocols, and the report that shows them."""
