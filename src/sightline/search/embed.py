@@ -11,10 +11,9 @@ from sightline.data.images import BadFiles
 from sightline.data.loading import decode_stream
 from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
-from sightline.errors import DataError
 from sightline.nn.encoder import Encoder
 from sightline.progress import Bar, Meter
-from sightline.runtime import Precision
+from sightline.runtime import Precision, num_cpus
 
 BATCH_SIZE = 64
 
@@ -25,7 +24,10 @@ def embed_stream(
     """Yield (rows int64 ``[B]``, unit-length descriptors float32 ``[B, D]``) in the records' order; bad files are left out and recorded."""
     meter, done = Meter(), 0
     with Bar(what, len(records), show=show and len(records) > batch_size) as bar:
-        for rows, images in decode_stream(records, eval_transform(encoder.image), bad_files, batch_size=batch_size, short_px=encoder.image.resized_px):
+        images_of = decode_stream(
+            records, eval_transform(encoder.image), batch_size=batch_size, num_threads=num_cpus(), bad_files=bad_files, device=encoder.device
+        )
+        for rows, images in images_of:
             vectors = encoder.embed_batch(images, precision=precision)
             done = int(rows[-1]) + 1
             meter.num_images += len(rows)
@@ -43,6 +45,4 @@ def embed_records(
         DataError: not one file could be read.
     """
     parts = list(embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what=what))
-    if not parts:
-        raise DataError(f"none of the {len(records):,} files in '{records.root}' could be read as an image: {bad_files.summary()}")
     return Descriptors(np.concatenate([vectors for _, vectors in parts]), np.concatenate([rows for rows, _ in parts]))

@@ -1,0 +1,56 @@
+"""``sightline``: the entry point. Errors of ours become one line on standard error and an exit code; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from sightline.cli import commands
+from sightline.errors import SightlineError, explain_os_error
+
+app = commands.app
+
+
+def entry() -> None:
+    """Run the command line and exit: 0 success, 2 bad usage or input, 1 a failure of ours, 130 and 143 stopped by a signal."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code of one command line."""
+    try:
+        code = typer.main.get_command(app).main(args=list(arguments), prog_name="sightline", standalone_mode=False)
+        return int(code or 0)
+    except SightlineError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except BrokenPipeError:  # `sightline search ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        _complain(str(explain_os_error(error, f"running sightline {' '.join(arguments[:1])}")))
+        return 1
+    except Exception as error:
+        return _explain_click(error)
+
+
+def _explain_click(error: Exception) -> int:
+    # Typer carries its own copy of click in some releases: told by its methods, not by its class.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        message = error.format_message()
+        if message:
+            _complain(f"{message} (see sightline --help)")
+        return int(error.exit_code)
+    if type(error).__name__ in ("Exit", "Abort"):
+        return int(getattr(error, "exit_code", 1))
+    raise error
+
+
+def _complain(text: str) -> None:
+    print("error: " + " ".join(text.split()), file=sys.stderr)

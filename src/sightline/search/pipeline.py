@@ -1,0 +1,103 @@
+"""An index of pictures: brought up to date from a folder, and asked with a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sightline.contracts import Hits, IntArray
+from sightline.data.images import BadFiles
+from sightline.data.records import Records
+from sightline.errors import DataError
+from sightline.index.base import Index, Item
+from sightline.nn.encoder import Encoder, Picture
+from sightline.runtime import Precision
+from sightline.search.embed import BATCH_SIZE, embed_stream
+
+
+@dataclass(frozen=True)
+class Update:
+    """What bringing an index up to date did, in images."""
+
+    added: int
+    changed: int
+    unchanged: int
+    removed: int
+    bad: int
+
+
+def update_index(
+    index: Index, encoder: Encoder, records: Records, bad_files: BadFiles, *, batch_size: int = BATCH_SIZE, precision: Precision = "auto", prune: bool = True, show: bool = True
+) -> Update:
+    """Embed what is new or has changed, and take out what has gone; stopped at any moment, the next call goes on where it was.
+
+    Every batch is acknowledged, durable, before the next one is embedded. A file is unchanged when its size and modification time
+    are. ``prune`` removes the index's items below ``records.root`` whose files are no longer among the records.
+
+    Raises:
+        DataError: the index would stay empty because not one file could be read.
+    """
+    known = {path: (size, mtime) for path, size, mtime in ((path, *stat[:2]) for path, stat in index.known().items())}
+    paths = [str(records.file(row).absolute()) for row in range(len(records))]
+    stats = [_stat(path) for path in paths]
+    wanted = np.array([row for row, path in enumerate(paths) if known.get(path) != stats[row] or stats[row] is None], dtype=np.int64)
+    removed = index.remove(paths=_gone(known, paths, records.root)) if prune else 0
+    added = changed = 0
+    if len(wanted):
+        for rows, vectors in _embedded(encoder, records.select(wanted), bad_files, batch_size, precision, show):
+            items = [_item(records, int(row), paths[row], stats[row]) for row in wanted[rows]]
+            index.upsert(items, vectors)
+            changed += sum(item.path in known for item in items)
+            added += sum(item.path not in known for item in items)
+    if index.count() == 0:
+        raise DataError(f"none of the {len(records):,} files in '{records.root}' could be read as an image: {bad_files.summary()}")
+    index.seal()
+    return Update(added, changed, len(records) - len(wanted), removed, len(bad_files))
+
+
+def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool) -> Iterator[tuple[IntArray, np.ndarray]]:
+    try:
+        yield from embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what="indexing")
+    except DataError:
+        if len(bad_files) < len(records):  # all of the *new* files are bad: the index keeps what it has
+            raise
+
+
+def _stat(path: str) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None  # decoding will name the reason
+    return found.st_size, found.st_mtime_ns
+
+
+def _gone(known: dict[str, tuple[int, int]], paths: Sequence[str], root: Path) -> list[str]:
+    below = str(root.absolute()).rstrip("/") + "/"
+    return sorted(path for path in known.keys() - set(paths) if path.startswith(below))
+
+
+def _item(records: Records, row: int, path: str, stat: tuple[int, int] | None) -> Item:
+    metadata: dict[str, str | int | float | bool | None] = {}
+    if records.labels is not None:
+        metadata["label"] = records.class_names[records.labels[row]]
+    if records.splits is not None:
+        metadata["split"] = records.splits[row]
+    if records.cameras is not None:
+        metadata["camera"] = int(records.cameras[row])
+    if records.captions is not None:
+        metadata["caption"] = records.captions[row]
+    size_bytes, mtime_ns = stat if stat is not None else (None, None)
+    return Item(path=path, metadata=metadata, size_bytes=size_bytes, mtime_ns=mtime_ns)
+
+
+def search(index: Index, encoder: Encoder, pictures: Sequence[Picture], k: int, *, where: str | None = None, exact: bool = False, precision: Precision = "auto") -> list[Hits]:
+    """Return the ``k`` closest items of each picture, closest first.
+
+    Raises:
+        BadImage: a picture cannot be decoded.
+        UsageError: the filter ``where`` cannot be read.
+    """
+    return index.hits(index.search(encoder.embed(pictures, precision=precision), k, where=where, exact=exact))

@@ -1,0 +1,51 @@
+"""The model card that training leaves beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sightline.nn.encoder import Encoder
+from sightline.recipe import Recipe, flatten, recipe_hash
+
+
+def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[int, float] | None, command: str) -> str:
+    """Return the card as Markdown: what it is, how it was made, what was measured, how to use it."""
+    measured = (
+        f"MAP@R **{best[1]:.4f}** at step {best[0]}, leave-one-out over the {len(facts['validation_classes']):,} classes held out of training. "
+        "The same number chose the model, so it is slightly optimistic: measure on a test split with `sightline evaluate`."
+        if best
+        else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
+    )
+    start = {"random": "random weights", "hub": "the hub's pretrained weights", "auto": "the hub's weights where it could be reached, else random ones"}
+    settings = "\n".join(f"| `{path}` | `{value}` |" for path, value in flatten(recipe))
+    return f"""---
+library_name: sightline
+tags: [image-retrieval, metric-learning]
+---
+# {recipe.name}: {recipe.model.backbone}, {encoder.dim}-d descriptors
+
+Turns an image into a unit-length vector; images of one class lie close by cosine.
+
+    import sightline
+    encoder = sightline.load("this-folder")
+    vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, {encoder.dim}]
+
+## Measured
+{measured}
+
+## Made with
+- data: `{facts["data"]}`: {facts["images"]:,} images of {len(facts["training_classes"]):,} classes. The weights may be used as that data's terms allow.
+- start: {start.get(recipe.model.weights, f"`{recipe.model.weights}`")}
+- command: `{command or "Python"}`
+- recipe hash `{recipe_hash(recipe)}`, revision `{facts["git_revision"] or "unknown"}`, {", ".join(f"{name} {number}" for name, number in facts["versions"].items())}
+- images enter at {recipe.image.image_px} x {recipe.image.image_px} px; precision `{recipe.train.precision}`
+
+## Limits
+Similarity means "same class, as in the training data". On images unlike those, measure first. A similarity is not a probability.
+
+## Settings
+| setting | value |
+|---|---|
+{settings}
+"""

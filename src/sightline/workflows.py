@@ -1,0 +1,230 @@
+"""The composition root: train, evaluate, index, search, export, each as one call from names and paths to results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sightline import __version__, catalog, runtime
+from sightline.contracts import Descriptors, Hits
+from sightline.data.images import BadFiles
+from sightline.data.loading import train_batches
+from sightline.data.records import Records, hold_out_classes, read_records, require_classes, require_per_class
+from sightline.data.samplers import PKSampler
+from sightline.data.transforms import train_transform
+from sightline.errors import DataError, ModelError, UsageError, explain_os_error
+from sightline.evaluate import metrics
+from sightline.nn import model_folder
+from sightline.nn.encoder import Encoder
+from sightline.nn.reduction import fit_pca
+from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+from sightline.search.embed import embed_records
+from sightline.train.card import model_card
+from sightline.train.loop import Loop, Progress
+from sightline.train.parallel import process_group
+
+EMBED_LIMIT = 4_096
+"""Most validation images measured during training: enough to rank models, few enough not to slow the run."""
+
+
+# --- data -----------------------------------------------------------------------------------------------------------------------
+
+
+def read_data(source: str | Path, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False) -> Records:
+    """Return the records of a class folder or manifest, or of a data set of the catalog in its own layout.
+
+    Raises:
+        DataError, UsageError: nothing readable is there, or no such data set.
+    """
+    if dataset == "auto":
+        return read_records(source, require_labels=require_labels)
+    records: Records = catalog.find("datasets", dataset)(Path(source), verify=verify)
+    return records
+
+
+def training_split(records: Records) -> Records:
+    """Return the split called train, or everything where there are no splits."""
+    return records.split("train") if records.splits is not None else records
+
+
+# --- train ----------------------------------------------------------------------------------------------------------------------
+
+
+def named_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """Return a recipe of the catalog with ``key=value`` settings applied."""
+    recipe: Recipe = override(catalog.find("recipes", name)(), settings)
+    return recipe
+
+
+def saved_recipe(file: Path, settings: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a ``recipe.json`` (or a run folder), with settings applied.
+
+    Raises:
+        UsageError: there is no such file, or it is of no known method.
+    """
+    file = file / "recipe.json" if file.is_dir() else file
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"no recipe can be read from '{file}': {error}") from error
+    name = plain.get("name", "") if isinstance(plain, dict) else ""
+    kind = type(catalog.find("recipes", name)())
+    recipe: Recipe = override(from_plain(kind, plain), settings)
+    return recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run left: its folder, how far it came, and the measures that chose the model."""
+
+    run: Path
+    progress: Progress
+    recipe: Recipe
+    num_bad: int
+
+
+def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = "") -> Trained:
+    """Train ``recipe`` on ``data`` into the run folder ``out`` and return what became of it.
+
+    Classes are held out of the training split to choose the model; a test split is never touched.
+
+    Raises:
+        UsageError: the data, the recipe or the folder do not allow it.
+        TrainingError: the numbers diverged.
+    """
+    run, where = Path(out), runtime.device(device)
+    runtime.seed_everything(recipe.train.seed)
+    records = read_data(data, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
+    learning, validation = _learning_and_validation(training_split(records), recipe)
+    with process_group(where) as ranks:
+        encoder = Encoder(recipe.model, recipe.image)
+        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, num_images=len(learning))
+        if ranks.is_main:
+            _open_run(run, recipe, data, learning, validation, resume=resume)
+        bad_files = BadFiles()
+        sampler = PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
+        transform = train_transform(recipe.augment, recipe.image)
+
+        def batches(first: int) -> Any:
+            return train_batches(
+                learning,
+                sampler,
+                transform,
+                start_step=first,
+                num_steps=recipe.train.steps * recipe.train.accumulate - first,
+                seed=recipe.train.seed,
+                num_workers=_num_workers(recipe.data.workers, ranks.world_size),
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                bad_files=bad_files,
+                device=where,
+            )
+
+        validate = _validator(validation, recipe) if validation is not None else None
+        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, resume=resume)
+        progress = loop.run()
+        if ranks.is_main:
+            if not progress.stopped_by:
+                _finish_model(run, recipe, learning, where, bad_files, progress, command)
+            _write_bad_files(bad_files, run)
+    return Trained(run, progress, recipe, len(bad_files))
+
+
+def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records, Records | None]:
+    require_classes(records, 2)
+    learning, validation = hold_out_classes(records, recipe.data.validation, 0) if recipe.data.validation else (records, None)
+    require_classes(learning, 2)
+    require_per_class(learning, recipe.data.images_per_class)
+    if learning.num_classes < recipe.data.classes_per_batch:
+        raise DataError(
+            f"a batch wants {recipe.data.classes_per_batch} classes but {learning.num_classes} are left for training: "
+            f"lower it with --set classes_per_batch={learning.num_classes}"
+        )
+    return learning, validation
+
+
+def _num_workers(asked: int, world_size: int) -> int:
+    if asked >= 0:
+        return asked
+    cpus = runtime.num_cpus() // max(1, world_size)
+    return min(8, cpus) if cpus > 2 else 0
+
+
+def _validator(validation: Records, recipe: Recipe) -> Any:
+    assert validation.labels is not None
+    if len(validation) > EMBED_LIMIT:
+        validation = validation.select(np.sort(np.random.default_rng(0).permutation(len(validation))[:EMBED_LIMIT]))
+
+    def validate(encoder: Encoder) -> Mapping[str, float]:
+        found = embed_records(encoder, validation, BadFiles(), precision=recipe.train.precision, show=False)
+        assert validation.labels is not None
+        ranks = metrics.positive_ranks(found.vectors, validation.labels[found.rows])
+        values = metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})
+        return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
+
+    return validate
+
+
+def _open_run(run: Path, recipe: Recipe, data: str | Path, learning: Records, validation: Records | None, *, resume: bool) -> None:
+    kept = run / "recipe.json"
+    if kept.exists() and not resume:
+        raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
+    if resume and kept.exists() and recipe_hash(saved_recipe(run)) != recipe_hash(recipe):
+        raise UsageError(f"the run in '{run}' was made with other settings: resume without --set, or choose another --out")
+    assert learning.labels is not None
+    facts = {
+        "recipe_hash": recipe_hash(recipe),
+        "data": str(data),
+        "images": len(learning),
+        "training_classes": _present(learning),
+        "validation_classes": _present(validation) if validation is not None else [],
+        "git_revision": _git_revision(),
+        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")} | {"sightline": __version__, "python": platform.python_version()},
+    }
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        model_folder.write_text(kept, json.dumps(to_plain(recipe), indent=2) + "\n")
+        model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise explain_os_error(error, f"writing the run folder '{run}'") from error
+
+
+def _present(records: Records) -> list[str]:
+    return [records.class_names[label] for label in np.flatnonzero(records.class_counts())]
+
+
+def _git_revision() -> str:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip()
+
+
+def _finish_model(run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str) -> None:
+    encoder = model_folder.load(run, device=where)
+    if recipe.model.pca:
+        fitted = embed_records(encoder, learning, bad_files, precision=recipe.train.precision, what="embedding for PCA", unit_length=False)
+        encoder.reduction = fit_pca(torch.from_numpy(fitted.vectors), recipe.model.pca).to(where)
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    best = (progress.best_step, progress.best) if progress.best_step >= 0 else None
+    model_folder.save(encoder, run / "model", card=model_card(recipe, encoder, facts, best=best, command=command))
+
+
+def _write_bad_files(bad_files: BadFiles, folder: Path) -> None:
+    if len(bad_files):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            bad_files.write(folder / "bad_files.jsonl")
+        except OSError as error:
+            raise explain_os_error(error, f"writing '{folder / 'bad_files.jsonl'}'") from error
