@@ -13,6 +13,7 @@ import numpy as np
 from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 
+from sightline.data.badfiles import BadFiles as BadFiles
 from sightline.errors import DataError
 
 MAX_PIXELS = 89_478_485
