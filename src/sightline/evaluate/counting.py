@@ -65,7 +65,7 @@ def similarity_blocks(
 
 
 def count_at_least(block: RowBlock, columns: Sequence[IntArray]) -> Iterator[tuple[FloatArray, IntArray]]:
-    """Yield, for each row of the block, its similarities at ``columns[row]`` in falling order and how many of the row reach each of them."""
+    """Yield for each row of the block its similarities at ``columns[row]`` in falling order, and how many of the row reach each of them."""
     if block.similarity.device.type == "cpu":
         # Threads were measured here and did not help: each NumPy call is shorter than the handing over of the interpreter's lock.
         yield from (_count_in_row(row, positives) for row, positives in zip(block.similarity.numpy(), columns, strict=True))

@@ -131,7 +131,10 @@ def _check(vectors: FloatArray, labels: IntArray, whose: str) -> None:
 
 def _mean_over_positives(ranks: PositiveRanks, values: DoubleArray) -> DoubleArray:
     total = np.bincount(ranks.owner, weights=values, minlength=len(ranks))
-    return np.divide(total, ranks.num_positives, out=np.full(len(ranks), np.nan), where=ranks.answerable)
+    answerable = ranks.answerable
+    mean = np.full(len(ranks), np.nan)
+    mean[answerable] = total[answerable] / ranks.num_positives[answerable]
+    return mean
 
 
 def first_rank(ranks: PositiveRanks) -> DoubleArray:
@@ -178,7 +181,10 @@ def reciprocal_rank(ranks: PositiveRanks) -> DoubleArray:
 
 
 def precision_at_recall(ranks: PositiveRanks, levels: DoubleArray) -> DoubleArray:
-    """Return the interpolated precision at each recall level in 0..1, averaged over the queries: the best precision at that recall or more."""
+    """Return the interpolated precision at each recall level in 0..1, averaged over the queries.
+
+    Interpolated: the best precision at that recall or a higher one.
+    """
     num_positives = ranks.num_positives[ranks.answerable]
     total = np.zeros(len(levels))
     precision = ranks.order / ranks.ranks
