@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +40,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_SIGNS_OF_A_CUT = ("truncated", "not enough", "unexpected end", "requires a buffer", "no more images")
+
+_SIXTEEN_TO_EIGHT = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 _OPENERS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     # What may be decoded, told by the file's first bytes and never by its name. Pillow's own dispatch is not used: it would try
@@ -117,10 +123,11 @@ def read_bytes(file: Path) -> bytes:
         raise BadImage("missing", "a link to nowhere" if file.is_symlink() else "no such file") from error
     except (OSError, ValueError) as error:
         raise BadImage("not readable", getattr(error, "strerror", None) or str(error)) from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise BadImage("not a file", "a folder, pipe or device")
     with open(handle, "rb") as opened:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage("not a file", "a folder, pipe or device")
         if status.st_size > MAX_BYTES:
             raise BadImage("too large", f"{status.st_size / 1024**2:,.0f} MiB, more than {MAX_BYTES // 1024**2}")
         try:
@@ -130,17 +137,40 @@ def read_bytes(file: Path) -> bytes:
 
 
 def _decode(content: bytes, short_px: int | None, max_pixels: int) -> Image.Image:
+    _check_webp(content, max_pixels)
     image = _open(content)
+    whole = image.size
     if isinstance(image, JpegImagePlugin.JpegImageFile) and short_px is not None:
         image.draft(image.mode, (short_px * DRAFT_MARGIN, short_px * DRAFT_MARGIN))
-    num_pixels = image.width * image.height
-    if num_pixels > max_pixels:
-        raise BadImage("too many pixels", f"{image.width:,} x {image.height:,}, more than {max_pixels / 1e6:,.0f} million")
-    orientation = _orientation(image)
+    # A progressive JPEG is held whole, as coefficients, whatever the scale it is decoded at.
+    _check_size(whole if "progressive" in image.info else image.size, max_pixels)
     image.load()
-    upright = _UPRIGHT.get(orientation)
+    upright = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
-    return rgb if upright is None else rgb.transpose(upright)
+    rgb = rgb if upright is None else rgb.transpose(upright)
+    rgb.info = {}  # the orientation tag among it would turn the image once more in other hands
+    return rgb
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise BadImage("too many pixels", f"{size[0]:,} x {size[1]:,}, more than {max_pixels / 1e6:,.0f} million")
+
+
+def _check_webp(content: bytes, max_pixels: int) -> None:
+    """Refuse a WebP that is cut short or too large by its header: Pillow's reader reserves the whole canvas on opening it."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP":
+        return
+    if len(content) < 30 or int.from_bytes(content[4:8], "little") + 8 > len(content) + 1:  # some writers count a last byte of padding
+        raise BadImage("truncated", "shorter than its header says")
+    kind = content[12:16]
+    if kind == b"VP8X":
+        _check_size((int.from_bytes(content[24:27], "little") + 1, int.from_bytes(content[27:30], "little") + 1), max_pixels)
+    elif kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        _check_size(((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1), max_pixels)
+    else:
+        _check_size((int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF), max_pixels)
 
 
 def _open(content: bytes) -> ImageFile.ImageFile:
@@ -167,38 +197,37 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        # A copy would cost; but the file object must not outlive this call, and Image.Image of a loaded file holds it no more.
-        return image
     if image.mode.startswith(("I", "F")):
         return _from_deep(image)
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
-    """Return an image of more than 8 bits a pixel as RGB: 16 bits span black to white; other ranges are stretched to it."""
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise BadImage("damaged", "pixels that are not finite numbers")
+    """Return a deep grey image as RGB: 16 bits, and floats within [0, 1], span black to white; any other range is stretched to it."""
+    values = np.asarray(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
-        low, high = 0.0, 65535.0
-    elif image.mode == "F" and values.min() >= 0 and values.max() <= 1:
-        low, high = 0.0, 1.0
+        grey = _SIXTEEN_TO_EIGHT[values]
     else:
         low, high = float(values.min()), float(values.max())
-    grey = np.rint((values - low) * (255.0 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
+        if not math.isfinite(high - low):
+            raise BadImage("damaged", "it has pixels that are not finite numbers")
+        if image.mode == "F" and low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+        grey = np.rint((values - np.float32(low)) * np.float32(255 / max(high - low, 1e-12))).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
 def _explain(error: Exception) -> BadImage:
     text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     lowered = text.lower()
-    if "truncated" in lowered or "not enough data" in lowered or "unexpected end" in lowered or isinstance(error, EOFError):
-        return BadImage("truncated", text)
-    if "decompression bomb" in lowered or "too large" in lowered:
+    if isinstance(error, EOFError | struct.error) or any(sign in lowered for sign in _SIGNS_OF_A_CUT):
+        return BadImage("truncated", "the file ends too early")
+    if "decompression bomb" in lowered:
         return BadImage("too many pixels", text)
+    if "not supported" in lowered or "unsupported" in lowered:
+        return BadImage("unsupported format", text)
     return BadImage("damaged", text)

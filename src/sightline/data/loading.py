@@ -6,9 +6,8 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,8 +49,7 @@ def open_image(records: Records, row: int, short_px: int | None = None) -> Image
 # --- training ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Loaded:
+class _Loaded(NamedTuple):
     """What a worker hands over: pixels uint8 [B, 3, H, W], rows, the bad files met, or the reason to stop."""
 
     pixels: torch.Tensor

