@@ -1,1 +1,26 @@
+"""Sightline: visual retrieval with Vision Transformers.
+
+    import sightline
+    encoder = sightline.load("runs/mine")            # or "timm:vit_small_patch16_224", "random:..."
+    vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, D], unit length
+
+What is heavy is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sightline.nn.model_folder import load as load
+
 __version__ = "0.1.0"
+
+_LAZY = {"load": "sightline.nn.model_folder", "create_index": "sightline.index", "open_index": "sightline.index"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sightline' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

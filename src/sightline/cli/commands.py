@@ -63,19 +63,19 @@ def train(
 
     Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
     """
-    from sightline import workflows
+    from sightline.workflows import training
     from sightline.errors import UsageError
 
     settings = [*(setting or []), *(extra or [])]
     if resume and (out / "recipe.json").exists():
-        chosen = workflows.saved_recipe(out, settings)
+        chosen = training.saved_recipe(out, settings)
     elif source is not None:
-        chosen = workflows.saved_recipe(source, [*([recipe] if "=" in recipe else []), *settings])
+        chosen = training.saved_recipe(source, [*([recipe] if "=" in recipe else []), *settings])
     elif recipe:
-        chosen = workflows.named_recipe(recipe, settings)
+        chosen = training.named_recipe(recipe, settings)
     else:
         raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
-    trained = workflows.train(chosen, data, out, device=device, resume=resume, command=_command())
+    trained = training.train(chosen, data, out, device=device, resume=resume, command=_command())
     progress = trained.progress
     if as_json:
         best = None if progress.best_step < 0 else {"map@r": progress.best, "step": progress.best_step}
@@ -105,9 +105,9 @@ def evaluate(
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
-    from sightline import workflows
+    from sightline.workflows import measuring
 
-    evaluation = workflows.evaluate(
+    evaluation = measuring.evaluate(
         model, data, dataset=dataset, protocol=protocol, split=split, report=report, device=device, precision=precision, command=_command()
     )
     if as_json:
@@ -132,9 +132,9 @@ def embed(
 
     Example: sightline embed runs/mine --images photos/ --out vectors.parquet
     """
-    from sightline import workflows
+    from sightline.workflows import searching
 
-    done = workflows.embed(model, images, out, device=device, precision=precision)
+    done = searching.embed(model, images, out, device=device, precision=precision)
     if as_json:
         _print_json({"out": str(out), "images": done.num_images, "dim": done.dim, "bad_files": done.num_bad, "images_per_s": done.images_per_s})
     _note(f"{done.num_images:,} descriptors of width {done.dim} in {out} ({done.images_per_s:.1f} images/s)")
@@ -159,9 +159,9 @@ def index(
 
     Example: sightline index photos.index --model runs/mine --images photos/
     """
-    from sightline import workflows
+    from sightline.workflows import searching
 
-    answer, text = workflows.index(
+    answer, text = searching.index(
         index, model=model, images=images, remove=remove, info=info, verify=verify, compact=compact, keep=keep, device=device, precision=precision
     )
     if as_json:
@@ -188,11 +188,11 @@ def search(
 
     Example: sightline search photos.index --image query.jpg -k 10 --where 'label != "cup"'
     """
-    from sightline import workflows
+    from sightline.workflows import searching
 
-    answers = workflows.search(index, image, k, where=where or None, exact=exact, model=model, device=device)
+    answers = searching.search(index, image, k, where=where or None, exact=exact, model=model, device=device)
     if html is not None:
-        workflows.write_search_page(html, image, answers, command=_command())
+        searching.write_search_page(html, image, answers, command=_command())
         _note(f"page: {html}")
     if as_json:
         _print_json({"queries": [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]})
@@ -235,9 +235,9 @@ def inspect(
 
     Example: sightline inspect runs/mine --data photos/ --out inspection/
     """
-    from sightline import workflows
+    from sightline.workflows import looking
 
-    numbers = workflows.inspect(model, data, out, dataset=dataset, device=device, command=_command())
+    numbers = looking.inspect(model, data, out, dataset=dataset, device=device, command=_command())
     if as_json:
         _print_json(numbers)
     _note(f"page: {out / 'index.html'}")
@@ -254,9 +254,9 @@ def export(
 
     Example: sightline export runs/mine --format onnx --out mine.onnx
     """
-    from sightline import workflows
+    from sightline.workflows import looking
 
-    done = workflows.export(model, out)
+    done = looking.export(model, out)
     if as_json:
         _print_json(done)
     _note(f"wrote {done['out']} ({done['bytes'] / 2**20:.1f} MiB); smallest cosine to the original on {done['images']} images: {done['min_cosine']:.6f}")
@@ -311,9 +311,9 @@ def doctor(as_json: Json = False) -> None:
 
     Example: sightline doctor
     """
-    from sightline import workflows
+    from sightline.workflows import common
 
-    found = workflows.doctor()
+    found = common.doctor()
     if as_json:
         _print_json(found)
     else:

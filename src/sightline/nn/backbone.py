@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import socket
 import sys
@@ -120,12 +119,10 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"unknown backbone '{spec.backbone}'{nearest(spec.backbone, timm.list_models())}")
     arguments: dict[str, Any] = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
     arguments |= dict(spec.backbone_args)
-    if _takes_image_size(spec.backbone):
-        arguments.setdefault("img_size", image_px)
     if pretrained and not hub_is_reachable():
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # answer from the hub's cache at once instead of retrying for a minute
     try:
-        return timm.create_model(spec.backbone, pretrained=pretrained, num_classes=0, **arguments)
+        return _timm_model(spec.backbone, pretrained, image_px, arguments)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
@@ -137,10 +134,13 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
 
 
-def _takes_image_size(name: str) -> bool:
-    module = sys.modules[timm.model_entrypoint(name).__module__]
-    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__ == module.__name__]
-    return any(issubclass(kind, nn.Module) and "img_size" in inspect.signature(kind.__init__).parameters for kind in kinds)
+def _timm_model(name: str, pretrained: bool, image_px: int, arguments: dict[str, Any]) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **{"img_size": image_px, **arguments})
+    except TypeError as error:
+        if "img_size" not in str(error) or "img_size" in arguments:
+            raise
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)  # a network that takes any size
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,7 @@
-"""The composition root: train, evaluate, index, search, export, each as one call from names and paths to results."""
+"""Training, from a recipe and a folder to a model folder."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import subprocess
@@ -16,45 +15,25 @@ import numpy as np
 import torch
 
 from sightline import __version__, catalog, runtime
-from sightline.contracts import Descriptors, Hits
 from sightline.data.images import BadFiles
-from sightline.data.loading import train_batches
-from sightline.data.records import Records, hold_out_classes, read_records, require_classes, require_per_class
+from sightline.data.loading import decode_stream, train_batches
+from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class
 from sightline.data.samplers import PKSampler
-from sightline.data.transforms import train_transform
-from sightline.errors import DataError, ModelError, UsageError, explain_os_error
+from sightline.data.transforms import eval_transform, train_transform
+from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.evaluate import metrics
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.nn.reduction import fit_pca
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
-from sightline.search.embed import embed_records
+from sightline.search.embed import BATCH_SIZE, embed_records
 from sightline.train.card import model_card
 from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group
+from sightline.workflows.common import read_data, training_split, write_bad_files
 
 EMBED_LIMIT = 4_096
 """Most validation images measured during training: enough to rank models, few enough not to slow the run."""
-
-
-# --- data -----------------------------------------------------------------------------------------------------------------------
-
-
-def read_data(source: str | Path, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False) -> Records:
-    """Return the records of a class folder or manifest, or of a data set of the catalog in its own layout.
-
-    Raises:
-        DataError, UsageError: nothing readable is there, or no such data set.
-    """
-    if dataset == "auto":
-        return read_records(source, require_labels=require_labels)
-    records: Records = catalog.find("datasets", dataset)(Path(source), verify=verify)
-    return records
-
-
-def training_split(records: Records) -> Records:
-    """Return the split called train, or everything where there are no splits."""
-    return records.split("train") if records.splits is not None else records
 
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
@@ -104,14 +83,14 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     """
     run, where = Path(out), runtime.device(device)
     runtime.seed_everything(recipe.train.seed)
-    records = read_data(data, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
+    bad_files = BadFiles()
+    records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
     learning, validation = _learning_and_validation(training_split(records), recipe)
     with process_group(where) as ranks:
         encoder = Encoder(recipe.model, recipe.image)
         method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, num_images=len(learning))
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
-        bad_files = BadFiles()
         sampler = PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
         transform = train_transform(recipe.augment, recipe.image)
 
@@ -136,7 +115,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
         if ranks.is_main:
             if not progress.stopped_by:
                 _finish_model(run, recipe, learning, where, bad_files, progress, command)
-            _write_bad_files(bad_files, run)
+            write_bad_files(bad_files, run)
     return Trained(run, progress, recipe, len(bad_files))
 
 
@@ -211,20 +190,17 @@ def _git_revision() -> str:
     return found.stdout.strip()
 
 
+@torch.inference_mode()
+def _pooled(encoder: Encoder, records: Records, bad_files: BadFiles) -> torch.Tensor:
+    transform = eval_transform(encoder.image)
+    stream = decode_stream(records, transform, batch_size=BATCH_SIZE, num_threads=runtime.num_cpus(), bad_files=bad_files, device=encoder.device)
+    return torch.cat([encoder.pooled(images).float().cpu() for _, images in stream])
+
+
 def _finish_model(run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str) -> None:
     encoder = model_folder.load(run, device=where)
     if recipe.model.pca:
-        fitted = embed_records(encoder, learning, bad_files, precision=recipe.train.precision, what="embedding for PCA", unit_length=False)
-        encoder.reduction = fit_pca(torch.from_numpy(fitted.vectors), recipe.model.pca).to(where)
+        encoder.reduction = fit_pca(_pooled(encoder, learning, bad_files), recipe.model.pca).to(where)
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     best = (progress.best_step, progress.best) if progress.best_step >= 0 else None
     model_folder.save(encoder, run / "model", card=model_card(recipe, encoder, facts, best=best, command=command))
-
-
-def _write_bad_files(bad_files: BadFiles, folder: Path) -> None:
-    if len(bad_files):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            bad_files.write(folder / "bad_files.jsonl")
-        except OSError as error:
-            raise explain_os_error(error, f"writing '{folder / 'bad_files.jsonl'}'") from error

@@ -1,0 +1,37 @@
+"""What the workflows share: reading data by name, and telling of files that could not be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightline import catalog
+from sightline.data.images import BadFiles
+from sightline.data.records import Records, read_records
+from sightline.errors import explain_os_error
+
+
+def read_data(source: str | Path, bad_files: BadFiles, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False) -> Records:
+    """Return the records of a class folder or manifest, or of a data set of the catalog in its own layout.
+
+    Raises:
+        DataError, UsageError: nothing readable is there, or no such data set.
+    """
+    if dataset == "auto":
+        return read_records(source, require_labels=require_labels, on_bad=bad_files.add)
+    records: Records = catalog.find("datasets", dataset)(Path(source), verify=verify)
+    return records
+
+
+def training_split(records: Records) -> Records:
+    """Return the split called train, or everything where there are no splits."""
+    return records.split("train") if records.splits is not None else records
+
+
+def write_bad_files(bad_files: BadFiles, folder: Path) -> None:
+    """Write ``bad_files.jsonl`` into ``folder`` if there is anything to tell."""
+    if len(bad_files):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            bad_files.write(folder / "bad_files.jsonl")
+        except OSError as error:
+            raise explain_os_error(error, f"writing '{folder / 'bad_files.jsonl'}'") from error

@@ -1,0 +1,123 @@
+"""Measuring: a model against labelled images, with a report to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline import runtime
+from sightline.contracts import Descriptors
+from sightline.data.images import BadFiles
+from sightline.data.records import Records
+from sightline.errors import DataError, explain_os_error
+from sightline.evaluate.protocols import Measured, choose_protocol, measure
+from sightline.evaluate.report import write_report
+from sightline.nn import model_folder
+from sightline.nn.encoder import Encoder
+from sightline.runtime import Precision
+from sightline.search.embed import embed_records
+from sightline.workflows.common import read_data, write_bad_files
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measures, what they were measured with and on, and the files that could not be read."""
+
+    model: str
+    fingerprint: str
+    data: str
+    part: str
+    measured: Measured
+    bad_summary: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: ``metrics`` by their usual names, with how they were measured."""
+        about = {"model": self.model, "fingerprint": self.fingerprint, "data": self.data, "part": self.part, "bad_files": self.bad_summary}
+        return {**about, **self.measured.to_json()}
+
+    def to_text(self) -> str:
+        """Return the numbers as lines to read, with their 95 % intervals."""
+        found = self.measured
+        head = f"{self.model} on {self.data}: {self.part}, {found.protocol}, {found.num_queries:,} queries in {found.num_gallery:,} images of {found.num_classes:,} classes"
+        lines = [head]
+        for name, value in found.metrics.items():
+            low, high = found.intervals.get(name, (float("nan"), float("nan")))
+            spread = "" if np.isnan(low) else f"   [{low:.4f}, {high:.4f}]"
+            lines.append(f"  {name:12} {value:.4f}{spread}")
+        lines.append(f"  ties: {found.tie_rule}; intervals: 95 %, bootstrap over classes; skipped (no other image of their class): {found.num_skipped}")
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: str,
+    data: str | Path,
+    *,
+    dataset: str = "auto",
+    verify: bool = True,
+    protocol: str = "auto",
+    split: str = "auto",
+    report: Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    command: str = "",
+) -> Evaluation:
+    """Return how well ``model`` retrieves within ``data``, exactly; ``report`` is a folder to write the page into.
+
+    ``split`` auto measures the test split (or query and gallery) where there is one; else, for a model whose run tells its training
+    classes, the classes that training did not learn from; else everything.
+
+    Raises:
+        UsageError: the model or data cannot be read, or nothing can be measured.
+    """
+    where, bad_files = runtime.device(device), BadFiles()
+    encoder = model_folder.load(model, device=where)
+    records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
+    part, note = part_to_measure(records, model, split)
+    chosen = choose_protocol(part, protocol)
+    found = embed_records(encoder, part, bad_files, precision=precision)
+    measured = measure(found, part, chosen, device=where.type if where.type == "cuda" else "cpu")
+    bad_summary = bad_files.summary(len(part), *([report / "bad_files.jsonl"] if report else []))
+    evaluation = Evaluation(str(model), encoder.fingerprint, str(data), note, measured, bad_summary)
+    if report is not None:
+        _write(report, evaluation, encoder, records, part, found, chosen, bad_files, precision, command)
+    return evaluation
+
+
+def part_to_measure(records: Records, model: str, split: str) -> tuple[Records, str]:
+    """Return the records to measure and what they are, in words (see ``evaluate``)."""
+    if split == "all":
+        return records, "all images"
+    if split != "auto":
+        return records.split(split), f"split {split}"
+    present = set(records.splits or ())
+    if {"query", "gallery"} <= present:
+        return records.select(np.isin(records.splits, ["query", "gallery"])), "splits query and gallery"
+    if "test" in present:
+        return records.split("test"), "split test"
+    learnt, chose_by = _classes_of_run(Path(model))
+    assert records.labels is not None
+    names = np.array(records.class_names, dtype=object)[records.labels]
+    unseen = ~np.isin(names, list(learnt)) if learnt else np.ones(len(records), dtype=np.bool_)
+    if not learnt or unseen.all():
+        return records, "all images"
+    if not unseen.any():
+        return records, "all images (training learnt from all of these classes: no measure of how it does on others)"
+    held = " (they chose the model: slightly optimistic)" if np.isin(names[unseen], list(chose_by)).any() else ""
+    return records.select(unseen), f"classes held out of training{held}"
+
+
+def _classes_of_run(model: Path) -> tuple[frozenset[str], frozenset[str]]:
+    for folder in (model, model.parent):
+        facts = folder / "run.json"
+        if facts.is_file():
+            try:
+                known: Mapping[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
+                return frozenset(known["training_classes"]), frozenset(known["validation_classes"])
+            except (OSError, json.JSONDecodeError, KeyError) as error:
+                raise DataError(f"'{facts}' cannot be read ({error}): pass --split all to measure every image") from error
+    return frozenset(), frozenset()

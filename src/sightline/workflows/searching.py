@@ -1,0 +1,178 @@
+"""Embedding, indexing and searching: from a folder of images to answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sightline import runtime
+from sightline.contracts import Descriptors, Hits
+from sightline.data.images import BadFiles
+from sightline.errors import IndexStoreError, UsageError, explain_os_error
+from sightline.index import create_index, open_index
+from sightline.nn import model_folder
+from sightline.nn.encoder import Encoder
+from sightline.runtime import Precision
+from sightline.search import pipeline
+from sightline.search.embed import embed_records
+from sightline.workflows.common import read_data, write_bad_files
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What an embedding run did."""
+
+    num_images: int
+    dim: int
+    num_bad: int
+    images_per_s: float
+    bad_summary: str
+
+
+def embed(model: str, images: Path, out: Path, *, device: str = "auto", precision: Precision = "auto") -> Embedded:
+    """Embed a folder or manifest into ``out``: Parquet (path, vector) or .npy (vectors alone, with the paths in a .txt beside it).
+
+    Raises:
+        UsageError: the model or images cannot be read, or ``out`` has another ending.
+    """
+    if out.suffix not in (".parquet", ".npy"):
+        raise UsageError(f"--out must end in .parquet or .npy, got '{out}'")
+    bad_files = BadFiles()
+    encoder = model_folder.load(model, device=runtime.device(device))
+    records = read_data(images, bad_files)
+    started = time.perf_counter()
+    found = embed_records(encoder, records, bad_files, precision=precision)
+    elapsed_s = time.perf_counter() - started
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write_vectors(out, found, [records.paths[row] for row in found.rows], encoder.fingerprint)
+    except OSError as error:
+        raise explain_os_error(error, f"writing '{out}'") from error
+    write_bad_files(bad_files, out.parent)
+    return Embedded(len(found), encoder.dim, len(bad_files), len(found) / elapsed_s, bad_files.summary(len(records), out.parent / "bad_files.jsonl"))
+
+
+def _write_vectors(out: Path, found: Descriptors, paths: list[str], fingerprint: str) -> None:
+    part = out.with_name(out.name + ".part")
+    if out.suffix == ".npy":
+        with part.open("wb") as stream:
+            np.save(stream, found.vectors)
+        model_folder.write_text(out.with_suffix(".txt"), "\n".join(paths) + "\n")
+    else:
+        width = found.vectors.shape[1]
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.reshape(-1)), width)
+        table = pa.table({"path": paths, "vector": vectors}, metadata={"fingerprint": fingerprint})
+        pq.write_table(table, part)
+    os.replace(part, out)
+
+
+# --- index ----------------------------------------------------------------------------------------------------------------------
+
+
+def index(
+    path: Path,
+    *,
+    model: str = "",
+    images: Path | None = None,
+    remove: str = "",
+    info: bool = False,
+    verify: bool = False,
+    compact: bool = False,
+    keep: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+) -> tuple[dict[str, Any], str]:
+    """Create or bring up to date, change, check or describe an index; returns the answer as plain data and as text.
+
+    Raises:
+        UsageError: nothing was asked for, or the index, model and images do not go together.
+    """
+    if images is None and not (remove or info or verify or compact):
+        raise UsageError("what shall be done? --images FOLDER brings the index up to date; --info, --verify, --compact or --remove look after it")
+    answer: dict[str, Any] = {"index": str(path)}
+    lines: list[str] = []
+    if images is not None:
+        answer["update"], text = _update(path, model, images, keep, device, precision)
+        lines.append(text)
+    with open_index(path, read_only=not (remove or compact)) as opened:
+        if remove:
+            answer["removed"] = opened.remove(where=remove)
+            lines.append(f"removed {answer['removed']:,} items")
+        if compact:
+            opened.compact()
+            lines.append("compacted")
+        if verify:
+            answer["problems"] = list(opened.verify())
+            lines += [f"problem: {problem}" for problem in answer["problems"]] or ["verified: no problems"]
+        if info or not lines:
+            answer["info"] = asdict(opened.info())
+            lines += [f"{name:22} {value}" for name, value in answer["info"].items()]
+    return answer, "\n".join(lines)
+
+
+def _update(path: Path, model: str, images: Path, keep: bool, device: str, precision: Precision) -> tuple[dict[str, Any], str]:
+    bad_files = BadFiles()
+    exists = path.exists()
+    if not exists and not model:
+        raise UsageError(f"'{path}' is a new index: say which model embeds with --model runs/mine (or timm:NAME)")
+    records = read_data(images, bad_files)
+    encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
+    opened = open_index(path, fingerprint=encoder.fingerprint) if exists else create_index(path, dim=encoder.dim, fingerprint=encoder.fingerprint)
+    with opened:
+        _remember_model(path, model, encoder)
+        update = pipeline.update_index(opened, encoder, records, bad_files, precision=precision, prune=not keep)
+        count = opened.count()
+    write_bad_files(bad_files, path)
+    text = f"{count:,} images in {path}: {update.added:,} added, {update.changed:,} changed, {update.unchanged:,} unchanged, {update.removed:,} removed"
+    bad = bad_files.summary(len(records), path / "bad_files.jsonl")
+    return {**asdict(update), "images": count}, text + (f"\n{bad}" if bad else "")
+
+
+def _remember_model(path: Path, model: str, encoder: Encoder) -> None:
+    if model:
+        where = model if ":" in model else str(Path(model).absolute() if Path(model).exists() else model)
+        model_folder.write_text(path / "model.json", json.dumps({"model": where, "fingerprint": encoder.fingerprint}) + "\n")
+
+
+def load_for(path: Path, model: str = "", device: str = "auto") -> Encoder:
+    """Return the encoder of an index: the one named, else the one that the index was built with.
+
+    Raises:
+        IndexStoreError: there is no such index, or its model has gone.
+        ModelError: the model cannot be loaded.
+    """
+    if not model:
+        note = path / "model.json"
+        if not path.exists():
+            raise IndexStoreError(f"no index at '{path}': create it with sightline index {path} --model MODEL --images FOLDER")
+        if not note.is_file():
+            raise IndexStoreError(f"'{path}' does not say which model made it: pass --model")
+        model = str(json.loads(note.read_text(encoding="utf-8"))["model"])
+    return model_folder.load(model, device=runtime.device(device))
+
+
+# --- search ---------------------------------------------------------------------------------------------------------------------
+
+
+def search(
+    path: Path, pictures: Sequence[Path], k: int = 10, *, where: str | None = None, exact: bool = False, model: str = "", device: str = "auto"
+) -> list[Hits]:
+    """Return the ``k`` closest items of an index for each picture.
+
+    Raises:
+        IndexStoreError: there is no such index, or it belongs to another model.
+        BadImage: a picture cannot be decoded.
+    """
+    encoder = load_for(path, model, device)
+    with open_index(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
+        return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact)
+

@@ -1,0 +1,146 @@
+"""IRT's losses by hand, by gradcheck, and the memory's bookkeeping."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sightline.contracts import Batch
+from sightline.errors import RecipeError
+from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss
+from sightline.nn.encoder import Encoder
+from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
+
+TINY = ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random")
+
+# Three descriptors at 0, 60 and 120 degrees: cosines 0.5 between neighbours, -0.5 between the ends.
+Z = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]], dtype=torch.float64)
+
+
+def test_equation_1_by_hand() -> None:
+    labels = torch.tensor([0, 0, 1])
+    # i = 0: positive (0,1) costs 1 - 0.5, negative (0,2) costs [-0.5 - 0.3]+ = 0        -> 0.5
+    # i = 1: positive (1,0) costs 0.5,     negative (1,2) costs [0.5 - 0.3]+ = 0.2       -> 0.7
+    # i = 2: negatives (2,0) 0 and (2,1) 0.2                                             -> 0.2
+    assert contrastive_loss(Z, labels, margin=0.3).item() == pytest.approx((0.5 + 0.7 + 0.2) / 3)
+
+
+def test_mean_over_non_zero_pairs_by_hand() -> None:
+    labels = torch.tensor([0, 0, 1])
+    # positive pairs that cost: two of 0.5; negative pairs that cost: two of 0.2
+    assert contrastive_loss(Z, labels, margin=0.3, reduction="mean_nonzero").item() == pytest.approx(0.5 + 0.2)
+
+
+def test_koleo_by_hand() -> None:
+    # Every nearest neighbour is a chord of 60 degrees away: length 1, log 1 = 0. Halving the angle of one pair changes two terms.
+    assert koleo_loss(Z).item() == pytest.approx(0.0, abs=1e-12)
+    z = torch.tensor([[1.0, 0.0], [math.cos(math.pi / 6), 0.5], [-1.0, 0.0]], dtype=torch.float64)
+    near, far = 2 * math.sin(math.pi / 12), 2 * math.sin(math.pi * 5 / 12)
+    assert koleo_loss(z).item() == pytest.approx(-(2 * math.log(near) + math.log(far)) / 3)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_n", "mean_nonzero"])
+def test_gradients_are_those_of_the_equations(reduction: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(6, 4, dtype=torch.float64, generator=generator, requires_grad=True)
+    keys = F.normalize(torch.randn(9, 4, dtype=torch.float64, generator=generator), dim=1)
+    labels, key_labels = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 0, 1, 2, -1, -1, 3])
+    assert torch.autograd.gradcheck(lambda z: contrastive_loss(F.normalize(z, dim=1), labels, margin=0.3, reduction=reduction), raw)
+    assert torch.autograd.gradcheck(lambda z: contrastive_loss(F.normalize(z, dim=1), labels, keys, key_labels, margin=0.3, reduction=reduction), raw)
+    assert torch.autograd.gradcheck(lambda z: koleo_loss(F.normalize(z, dim=1)), raw)
+
+
+def test_koleo_survives_duplicates_and_tiny_batches() -> None:
+    z = F.normalize(torch.tensor([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]]), dim=1).requires_grad_()
+    koleo_loss(z).backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+    assert z.grad.abs().max() < 10  # the duplicates pull at nothing; the third row pulls gently
+    one = torch.ones(1, 2, requires_grad=True)
+    value = koleo_loss(one)
+    value.backward()
+    assert value.item() == 0.0
+    assert torch.equal(one.grad, torch.zeros(1, 2))
+
+
+@given(st.integers(2, 8), st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_batch_against_itself_as_keys_is_equation_1(num: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    z = F.normalize(torch.randn(num, 3, generator=generator, dtype=torch.float64), dim=1)
+    labels = torch.randint(0, 3, (num,), generator=generator)
+    by_hand = sum(
+        (1 - float(z[i] @ z[j])) if labels[i] == labels[j] else max(0.0, float(z[i] @ z[j]) - 0.2) for i in range(num) for j in range(num) if i != j
+    )
+    assert contrastive_loss(z, labels, margin=0.2).item() == pytest.approx(by_hand / num, abs=1e-9)
+
+
+def _method(memory: float = 1.0, momentum: float = 0.0, start: int = 1) -> IRT:
+    torch.manual_seed(0)
+    recipe = IRTRecipe(
+        model=TINY, image=ImageSpec(image_px=16), data=DataSpec(classes_per_batch=2, images_per_class=2), memory=memory, memory_start=start, momentum=momentum
+    )
+    return IRT(recipe, Encoder(recipe.model, recipe.image), num_images=6)
+
+
+def _batch(labels: list[int], seed: int) -> Batch:
+    images = torch.randn(len(labels), 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Batch(images, torch.tensor(labels), torch.arange(len(labels)))
+
+
+def test_the_memory_starts_late_wraps_round_and_never_pairs_a_row_with_itself() -> None:
+    method = _method()
+    first = method.loss(_batch([0, 0, 1, 1], 1), 0)
+    assert "memory" not in first.terms
+    assert method.memory_labels.tolist() == [0, 0, 1, 1, -1, -1]
+    second = method.loss(_batch([2, 2, 3, 3], 2), 1)
+    assert method.memory_labels.tolist() == [3, 3, 1, 1, 2, 2]
+    assert int(method.memory_next) == 2
+    # Of the batch's 4 x 6 pairs with the memory, the 4 with itself are out: what is left, by hand.
+    z = method.learner(_batch([2, 2, 3, 3], 2).images).detach()
+    labels, keys, key_labels = [2, 2, 3, 3], method.memory_vectors, method.memory_labels.tolist()
+    own = [4, 5, 0, 1]
+    by_hand = 0.0
+    for i in range(4):
+        for j in range(6):
+            if j != own[i]:
+                s = float(z[i] @ keys[j])
+                by_hand += 1 - s if labels[i] == key_labels[j] else max(0.0, s - 0.5)
+    assert second.terms["memory"].item() == pytest.approx(by_hand / 4, rel=1e-4)
+    total = second.terms["contrastive"] + second.terms["memory"] + 0.7 * second.terms["koleo"]
+    assert second.total.item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_the_momentum_encoder_follows_slowly_and_does_not_learn() -> None:
+    method = _method(momentum=0.9)
+    assert method.key_encoder is not None
+    optimizer = torch.optim.SGD(method.parameter_groups(TrainSpec(lr=0.1)))
+    before = [p.clone() for p in method.key_encoder.parameters()]
+    method.loss(_batch([0, 0, 1, 1], 1), 5).total.backward()
+    optimizer.step()
+    method.after_step(5)
+    for old, slow, fast in zip(before, method.key_encoder.parameters(), method.learner.parameters(), strict=True):
+        assert not slow.requires_grad
+        torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
+    assert any(not torch.equal(old, slow) for old, slow in zip(before, method.key_encoder.parameters(), strict=True))
+
+
+def test_the_memory_and_its_pointer_are_saved() -> None:
+    method = _method()
+    method.loss(_batch([0, 0, 1, 1], 1), 0)
+    state = method.state_dict()
+    assert {"memory_vectors", "memory_labels", "memory_next"} <= state.keys()
+    other = _method()
+    other.load_state_dict(state)
+    assert int(other.memory_next) == 4
+
+
+def test_ladder_switches() -> None:
+    assert set(_method(memory=0.0).loss(_batch([0, 0, 1, 1], 1), 9).terms) == {"contrastive", "koleo"}
+    with pytest.raises(RecipeError, match="margin"):
+        IRTRecipe(margin=1.5)
