@@ -216,7 +216,7 @@ def _parse_loose(text: str) -> Any:
     if "=" in text:
         return dict(pair.split("=", 1) for pair in text.split(","))
     if "," in text:
-        return [part for part in text.split(",") if part]
+        return [_parse_scalar(part.strip()) for part in text.split(",") if part]
     try:
         return float(text)
     except ValueError:
@@ -249,7 +249,7 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(kind, type) and type(value) is kind:
+    if isinstance(kind, type) and type(value) is kind and kind is not float:
         return value
     wanted = getattr(kind, "__name__", str(kind))
     raise RecipeError(f"{path} must be of type {wanted}, got {value!r}")
