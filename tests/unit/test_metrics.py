@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sightline.evaluate import counting, metrics
 from sightline.evaluate.metrics import PositiveRanks, positive_ranks
+from sightline.search.neighbours import RowBlock
 
 LINE = np.array([0.0, 0.1, 0.25, 0.9, 1.1], np.float32)
 
@@ -123,7 +124,7 @@ def test_equals_the_slow_definition_with_many_ties(generator, num, num_classes, 
 def test_tensor_and_row_counting_agree(generator, num_columns):
     similarity = torch.from_numpy(generator.integers(-3, 4, (5, num_columns)).astype(np.float32))
     columns = [generator.permutation(num_columns)[: generator.integers(1, num_columns + 1)] for _ in range(5)]
-    by_row = list(counting.count_at_least(counting.RowBlock(np.arange(5), similarity), columns))
+    by_row = list(counting.count_at_least(RowBlock(np.arange(5), similarity), columns))
     by_tensor = list(counting.count_in_tensor(similarity, columns))
     for (values, counts), (other_values, other_counts) in zip(by_row, by_tensor, strict=True):
         np.testing.assert_array_equal(values, other_values)

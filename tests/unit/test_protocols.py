@@ -1,4 +1,4 @@
-"""Protocols choose rows; measuring says what was measured; neighbours, confusions and near-duplicates against slow definitions."""
+"""Protocols choose rows; measuring says what was measured; confusions and near-duplicates against slow definitions."""
 
 from __future__ import annotations
 
@@ -86,22 +86,6 @@ def test_nothing_measurable_is_an_error():
 
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds, st.integers(2, 30), st.integers(1, 35))
-def test_nearest_equals_a_stable_sort(generator, num, k):
-    vectors = generator.integers(-2, 3, (num, 3)).astype(np.float32)
-    ranking = run.nearest(vectors, vectors, k, self_rows=np.arange(num))
-    for row in range(num):
-        similarity = vectors @ vectors[row]
-        expected = [column for column in np.argsort(-similarity, kind="stable") if column != row][:k]
-        assert ranking.rows[row].tolist() == expected
-        np.testing.assert_array_equal(ranking.similarity[row], similarity[expected])
-
-
-def test_nearest_without_a_gallery_is_empty():
-    assert run.nearest(np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), 3, self_rows=np.array([0])).rows.shape == (1, 0)
 
 
 def test_confusions_count_first_answers_only():

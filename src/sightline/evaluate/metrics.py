@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
-from sightline.evaluate.counting import count_at_least, similarity_blocks
+from sightline.evaluate.counting import count_at_least
+from sightline.search.neighbours import similarity_blocks
 
 DoubleArray = npt.NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Looking at single answers: nearest rows, classes taken for each other, near-duplicates between two sets."""
+"""Looking at single answers: classes taken for each other, near-duplicates between two sets."""
 
 from __future__ import annotations
 
@@ -7,35 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sightline.contracts import FloatArray, IntArray, Ranking
-from sightline.evaluate.counting import similarity_blocks
-
-
-def nearest(queries: FloatArray, gallery: FloatArray, k: int, self_rows: IntArray | None = None, *, device: str = "cpu") -> Ranking:
-    """Return the K closest gallery rows of each query by inner product, exactly; of equally similar rows the lower one comes first.
-
-    ``self_rows`` int64 ``[Q]``: the gallery row that each query is, which is left out. K is cut to the gallery's size.
-    """
-    num_found = max(0, min(k, len(gallery) - (self_rows is not None)))
-    rows = np.full((len(queries), num_found), -1, np.int64)
-    similarity = np.full((len(queries), num_found), -np.inf, np.float32)
-    if not num_found:
-        return Ranking(rows, similarity)
-    for block in similarity_blocks(queries, gallery, np.arange(len(queries)), device=device):
-        if self_rows is not None:
-            block.hide(self_rows[block.rows])
-        for query, row in zip(block.rows, block.similarity.cpu().numpy(), strict=True):
-            rows[query] = _closest(row, num_found)
-            similarity[query] = row[rows[query]]
-    return Ranking(rows, similarity)
-
-
-def _closest(row: FloatArray, k: int) -> IntArray:
-    # Everything that ties with the K-th stays in until the stable sort, which then keeps the lower rows.
-    kth = np.partition(row, len(row) - k)[len(row) - k]
-    candidates = np.flatnonzero(row >= kth)
-    closest: IntArray = candidates[np.argsort(-row[candidates], kind="stable")][:k]
-    return closest
+from sightline.contracts import FloatArray, IntArray
+from sightline.search.neighbours import similarity_blocks
 
 
 @dataclass(frozen=True)
