@@ -47,7 +47,7 @@ def export_onnx(encoder: Encoder, path: Path, *, images: torch.Tensor) -> dict[s
     onnx, onnxruntime = _runtimes()
     num_bytes = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
     if num_bytes > MAX_ONE_FILE_BYTES:
-        raise UsageError(f"an ONNX file holds 2 GiB at most and this model has {num_bytes / 2**30:.1f} GiB of weights: export a smaller one")
+        raise UsageError(f"an ONNX file holds 2 GiB at most and this model has {num_bytes / 2**30:.1f} GiB of weights: use a smaller one")
     was_training, device = encoder.training, encoder.device
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
