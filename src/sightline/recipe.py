@@ -213,8 +213,9 @@ def _parse(text: str, kind: Any, path: str) -> Any:
 
 
 def _parse_loose(text: str) -> Any:
-    if "=" in text:
-        return dict(pair.split("=", 1) for pair in text.split(","))
+    pairs = [pair.split("=", 1) for pair in text.split(",")]
+    if all(len(pair) == 2 for pair in pairs):
+        return dict(pairs)
     if "," in text:
         return [_parse_scalar(part.strip()) for part in text.split(",") if part]
     try:

@@ -119,6 +119,8 @@ def test_a_setting_is_parsed_by_its_field(setting: str, path: str, value: Any) -
         ("mean=[0.5, 0.5]", "image.mean must be of type "),
         ("mean=0.5,x,0", "image.mean must be of type float, got 'x'"),
         ("frozen=[1]", "model.frozen must be of type str, got 1"),
+        ("backbone_args=depth=6,img", "model.backbone_args must be of type tuple, got 'depth=6'"),
+        ("backbone_args=6", "model.backbone_args must be of type tuple, got 6"),
         ("model=5", "unknown recipe key 'model'"),
         ("=5", "unknown recipe key ''"),
     ],
@@ -147,7 +149,7 @@ def test_the_last_of_two_settings_wins_and_the_recipe_given_stays_as_it_was() ->
 
 def test_a_name_that_two_fields_have_wants_its_path() -> None:
     assert override(Both(), ["left.width=3"]) == Both(left=Left(width=3))
-    with pytest.raises(RecipeError, match="'width' is ambiguous: write one of left.width, right.width"):
+    with pytest.raises(RecipeError, match=r"'width' is ambiguous: write one of left\.width, right\.width"):
         override(Both(), ["width=3"])
 
 
