@@ -1,0 +1,247 @@
+"""Reading class folders and manifests, and every way in which they can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sightline.data.records import (
+    Records,
+    find_images,
+    hold_out_classes,
+    index_labels,
+    read_records,
+    require_classes,
+    require_per_class,
+)
+from sightline.errors import DataError
+
+
+def tree(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def message(*arguments: object, **options: object) -> str:
+    with pytest.raises(DataError) as caught:
+        read_records(*arguments, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def labelled(*labels: int) -> Records:
+    names = tuple(f"class {label}" for label in range(max(labels) + 1))
+    return Records(Path("there"), tuple(f"{row}.jpg" for row in range(len(labels))), np.array(labels, dtype=np.int64), names)
+
+
+# --- folders
+
+
+def test_the_first_folder_is_the_class(tmp_path: Path) -> None:
+    records = read_records(tree(tmp_path, "b/2.JPG", "a/1.jpg", "a/deep/3.png", "a/notes.txt", ".git/x.jpg", "a/.hidden.jpg"))
+    assert records.paths == ("a/1.jpg", "a/deep/3.png", "b/2.JPG")
+    assert records.class_names == ("a", "b")
+    assert records.labels is not None
+    assert records.labels.tolist() == [0, 0, 1]
+    assert records.splits is None
+    assert records.file(2) == tmp_path / "b" / "2.JPG"
+
+
+def test_split_folders_come_before_classes(tmp_path: Path) -> None:
+    records = read_records(tree(tmp_path, "train/a/1.jpg", "Validation/a/2.jpg", "test/b/3.jpg"))
+    assert records.class_names == ("a", "b")
+    assert records.split("val").paths == ("Validation/a/2.jpg",)
+    test = records.split("test")
+    assert test.class_names == ("a", "b")  # a part keeps the whole table: labels mean the same in every part
+    assert test.num_classes == 1
+    with pytest.raises(DataError, match=r"no split 'tset'; did you mean 'test'"):
+        records.split("tset")
+
+
+def test_a_class_may_be_called_test_beside_others(tmp_path: Path) -> None:
+    assert read_records(tree(tmp_path, "test/1.jpg", "other/2.jpg")).class_names == ("other", "test")
+
+
+def test_images_outside_class_folders_leave_all_unlabelled(tmp_path: Path) -> None:
+    assert read_records(tree(tmp_path, "a/1.jpg", "cover.jpg")).labels is None
+    assert "1 of 2 images in no class folder (such as cover.jpg)" in message(tmp_path, require_labels=True)
+
+
+def test_a_missing_or_empty_folder_is_one_line(tmp_path: Path) -> None:
+    assert "does not exist" in message(tmp_path / "nowhere")
+    assert "no images in" in message(tree(tmp_path, "a/readme.md"))
+    assert "neither a folder nor a manifest" in message(tmp_path / "a" / "readme.md")
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    tree(tmp_path / "set", "a/1.jpg")
+    tree(tmp_path / "elsewhere", "2.jpg")
+    (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    assert find_images(tmp_path / "set") == ("a/1.jpg", "b/2.jpg")
+
+
+def test_a_folder_that_cannot_be_listed_is_noted_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sightline.data.records as module
+
+    tree(tmp_path, "a/1.jpg", "closed/2.jpg")
+    listing = module.os.scandir
+
+    def refuse(folder: Path) -> object:
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listing(folder)
+
+    monkeypatch.setattr(module.os, "scandir", refuse)
+    assert "closed cannot be listed (Permission denied)" in message(tmp_path)
+    noted: list[tuple[Path, str]] = []
+    assert read_records(tmp_path, on_bad=lambda path, reason: noted.append((path, reason))).paths == ("a/1.jpg",)
+    assert noted == [(tmp_path / "closed", "folder not listed: Permission denied")]
+
+
+def test_names_that_are_not_ascii_are_kept(tmp_path: Path) -> None:
+    assert read_records(tree(tmp_path, "été/été 1.jpg", "猫/b.jpg")).class_names == ("été", "猫")
+
+
+# --- manifests
+
+ROWS = [
+    {"path": "a.jpg", "label": "cat", "camera": "1", "split": "train", "caption": "a cat, asleep", "box": "1 2 30 40"},
+    {"path": "b.jpg", "label": "dog", "camera": "2", "split": "valid", "caption": "", "box": ""},
+]
+
+
+def as_csv(file: Path, rows: list[dict[str, str]]) -> Path:
+    quoted = [",".join(f'"{cell}"' for cell in row.values()) for row in rows]
+    file.write_text("\n".join([",".join(rows[0]), *quoted]) + "\n", encoding="utf-8-sig")
+    return file
+
+
+def as_jsonl(file: Path, rows: list[dict[str, object]]) -> Path:
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return file
+
+
+def as_parquet(file: Path, rows: list[dict[str, object]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_the_three_kinds_of_manifest_agree(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / f"manifest.{kind}"
+    {"csv": as_csv, "jsonl": as_jsonl, "parquet": as_parquet}[kind](file, ROWS)  # type: ignore[operator]
+    records = read_records(file)
+    assert records.root == tmp_path
+    assert records.paths == ("a.jpg", "b.jpg")
+    assert records.class_names == ("cat", "dog")
+    assert records.splits == ("train", "val")
+    assert records.captions == ("a cat, asleep", "")
+    assert records.cameras is not None
+    assert records.cameras.tolist() == [1, 2]
+    assert records.boxes is not None
+    assert records.boxes[0].tolist() == [1, 2, 30, 40]
+    assert np.isnan(records.boxes[1]).all()
+
+
+def test_labels_may_be_numbers_and_boxes_lists(tmp_path: Path) -> None:
+    rows = [{"path": "a.jpg", "label": 10, "box": [0, 0, 5, 5]}, {"path": "b.jpg", "label": 9, "box": [0.5, 0, 5, 5]}]
+    for records in (read_records(as_jsonl(tmp_path / "m.jsonl", rows)), read_records(as_parquet(tmp_path / "m.parquet", rows))):
+        assert records.class_names == ("9", "10")
+        assert records.boxes is not None
+        assert records.boxes[1, 0] == 0.5
+
+
+def test_only_the_path_is_needed(tmp_path: Path) -> None:
+    file = as_csv(tmp_path / "m.csv", [{"path": "/elsewhere/a.jpg"}])
+    assert read_records(file).file(0) == Path("/elsewhere/a.jpg")
+    assert "no label column" in message(file, require_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("m.csv", "path,lable\na.jpg,cat\n", "unknown column 'lable' in {file}; did you mean 'label'?"),
+        ("m.csv", "label\ncat\n", "has no column 'path' (columns: label)"),
+        ("m.csv", "", "has no column 'path' (columns: none)"),
+        ("m.csv", "path,label\n", "has no rows"),
+        ("m.csv", "path,label\na.jpg,cat\nb.jpg\n", "line 3 has 1 cells, the header 2"),
+        ("m.csv", "path,label\na.jpg,\n", "row 1: label is empty"),
+        ("m.csv", "path,box\na.jpg,1 2 3\n", "row 1: box is '1 2 3'"),
+        ("m.csv", "path,box\na.jpg,5 5 1 9\n", "the box of a.jpg is '5 5 1 9'"),
+        ("m.csv", "path,path\na.jpg,b.jpg\n", "has a column twice"),
+        ("m.csv", b"path\ncaf\xe9.jpg\n", "is not UTF-8"),
+        ("m.jsonl", '{"path": "a.jpg"}\n{"path": \n', "line 2 is not JSON"),
+        ("m.jsonl", '["a.jpg"]\n', "line 1 is not an object"),
+        ("m.jsonl", '{"path": "a.jpg", "label": {"x": 1}}\n', "row 1: label is {{'x': 1}}"),
+        ("m.jsonl", "", "has no rows"),
+        ("m.parquet", "PAR1", "is not a Parquet file"),
+    ],
+)
+def test_a_wrong_manifest_is_told_in_one_line(name: str, text: str | bytes, expected: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert expected.format(file=file) in message(file)
+
+
+# --- records
+
+
+def test_records_are_checked_at_birth() -> None:
+    with pytest.raises(ValueError, match="2 paths, 1 labels"):
+        Records(Path(), ("a", "b"), np.zeros(1, dtype=np.int64), ("x",))
+    with pytest.raises(ValueError, match="positions in class_names"):
+        Records(Path(), ("a",), np.ones(1, dtype=np.int64), ("x",))
+    with pytest.raises(ValueError, match="labels of type int64"):
+        Records(Path(), ("a",), np.zeros(1, dtype=np.int32), ("x",))  # type: ignore[arg-type]
+
+
+def test_select_takes_rows_in_order_or_a_mask() -> None:
+    records = labelled(0, 1, 2, 1)
+    assert records.select([3, 0]).paths == ("3.jpg", "0.jpg")
+    assert records.select(np.array([True, False, False, True])).labels.tolist() == [0, 1]  # type: ignore[union-attr]
+    assert len(records.select([])) == 0
+
+
+def test_class_counts_follow_the_table() -> None:
+    records = labelled(0, 2, 2)
+    assert records.class_counts().tolist() == [1, 0, 2]
+    assert records.num_classes == 2
+
+
+def test_too_few_classes_or_images_are_told_with_what_to_do() -> None:
+    with pytest.raises(DataError, match=r"has 1 class \('class 0'\), 2 are needed"):
+        require_classes(labelled(0, 0))
+    with pytest.raises(DataError, match=r"1 of 2 classes have fewer than 2 images \('class 1' has 1\).* lower images_per_class to 1"):
+        require_per_class(labelled(0, 0, 1), 2)
+    require_per_class(labelled(0, 0, 1, 1), 2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=st.lists(st.integers(0, 6), min_size=3, max_size=40), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9))
+def test_held_out_classes_are_whole_classes(labels: list[int], fraction: float, seed: int) -> None:
+    records = labelled(*labels)
+    if records.num_classes < 2 or records.class_counts().max() < 2:
+        with pytest.raises(DataError):
+            hold_out_classes(records, fraction, seed)
+        return
+    train, val = hold_out_classes(records, fraction, seed)
+    assert sorted(train.paths + val.paths) == sorted(records.paths)
+    assert train.num_classes + val.num_classes == records.num_classes
+    assert train.num_classes >= 1
+    assert val.class_counts()[val.class_counts() > 0].min() >= 2
+    assert hold_out_classes(records, fraction, seed)[1].paths == val.paths
+
+
+def test_whole_numbers_sort_by_value() -> None:
+    assert index_labels(["10", "9", "10"])[1] == ("9", "10")
+    assert index_labels(["10", "9", "x"])[1] == ("10", "9", "x")
