@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,8 @@ def load(run: Path) -> dict[str, Any] | None:
     path = run / NAME
     if not path.is_file():
         return None
+    if not zipfile.is_zipfile(path):  # torch would take anything else for its older format and fail somewhere inside it
+        raise ModelError(f"the checkpoint '{path}' is damaged: delete it to start again")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:

@@ -1,0 +1,82 @@
+"""Two processes train exactly as one does: same global batch, same memory, same weights; and a taken port is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.train import checkpoint
+
+SETTINGS = [
+    "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "image_px=16", "classes_per_batch=2", "images_per_class=2", "steps=6", "memory_start=2",
+    "momentum=0.9", "log_every=1", "lr=0.01", "workers=0", "clip_norm=1", "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for label in range(4):
+        (root / f"class{label}").mkdir()
+        for number in range(4):
+            Image.fromarray(random.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(root / f"class{label}" / f"{number}.png")
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(photos: Path, out: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
+    environ = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "sightline", "train", "irt/small", *SETTINGS, "--data", str(photos), "--out", str(out), "--device", "cpu"]
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
+def test_two_processes_equal_one(photos: Path, tmp_path: Path) -> None:
+    finish([start(photos, tmp_path / "one", 0, 1, 0)])
+    port = free_port()
+    finish([start(photos, tmp_path / "two", rank, 2, port) for rank in range(2)])
+
+    def losses(run: str) -> list[float]:
+        lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    assert len(losses("one")) == 6
+    np.testing.assert_allclose(losses("two"), losses("one"), rtol=1e-5)
+    one, two = checkpoint.load(tmp_path / "one"), checkpoint.load(tmp_path / "two")
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one["method"]["memory_labels"], two["method"]["memory_labels"])
+    for name, value in one["method"].items():
+        torch.testing.assert_close(two["method"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_port_in_use_is_one_line(photos: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = start(photos, tmp_path / "run", 0, 2, taken.getsockname()[1])
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert [line for line in errors.splitlines() if line.startswith("error:")] == [
+        "error: the port for the run's processes is in use: choose another with torchrun --master-port=29501"
+    ]

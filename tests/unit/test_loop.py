@@ -1,0 +1,159 @@
+"""The loop: resumed equals uninterrupted bit for bit, signals save, divergence is diagnosed, averages and accumulation are what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.contracts import Batch
+from sightline.errors import DiskFullError, ModelError, TrainingError
+from sightline.methods.irt import IRT, IRTRecipe
+from sightline.nn.encoder import Encoder
+from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
+from sightline.train import checkpoint
+from sightline.train.loop import Loop
+from sightline.train.optim import rate_at
+
+TINY = ModelSpec(
+    backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random", drop_path=0.2
+)
+SPEC = TrainSpec(steps=8, lr=1e-3, warmup_steps=2, schedule="cosine", clip_norm=1.0, ema=0.9, log_every=1, validate_every=4, save_every=3)
+RECIPE = IRTRecipe(model=TINY, image=ImageSpec(image_px=16), data=DataSpec(classes_per_batch=2, images_per_class=2), memory_start=2, momentum=0.9, train=SPEC)
+
+
+def batch(number: int) -> Batch:
+    generator = torch.Generator().manual_seed(number)
+    return Batch(torch.randn(4, 3, 16, 16, generator=generator), torch.tensor([0, 0, 1, 1]) + 2 * (number % 2), torch.arange(4))
+
+
+def batches(first: int) -> Iterator[Batch]:
+    while True:
+        yield batch(first)
+        first += 1
+
+
+def loop(folder: Path, spec: TrainSpec = SPEC, recipe: IRTRecipe = RECIPE, **arguments: object) -> Loop:
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), num_images=10)
+    return Loop(method, arguments.pop("batches", batches), spec, folder, device=torch.device("cpu"), **arguments)  # type: ignore[arg-type]
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
+
+
+def interrupted_after(number: int) -> Iterator[Batch]:
+    """Batches during the n-th of which Ctrl-C arrives."""
+    for position, item in enumerate(batches(0)):
+        if position == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        yield item
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    def validate(encoder: Encoder) -> dict[str, float]:
+        return {"map@r": float(sum(p.sum() for p in encoder.parameters()).detach())}
+
+    whole = loop(tmp_path / "whole", validate=validate).run()
+    first = loop(tmp_path / "parts", validate=validate, batches=lambda _: interrupted_after(4)).run()
+    assert (first.step, first.stopped_by) == (5, "SIGINT")
+    second = loop(tmp_path / "parts", validate=validate, resume=True).run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert (second.step, second.best, second.best_step) == (whole.step, whole.best, whole.best_step)
+    ours, theirs = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
+    assert ours is not None
+    assert theirs is not None
+    for part in ("method", "average"):
+        for name, value in ours[part].items():
+            assert torch.equal(value, theirs[part][name]), name
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_the_log_after_it(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def dying(first: int) -> Iterator[Batch]:
+        yield from (batch(number) for number in range(first, 5))
+        raise Killed
+
+    loop(tmp_path / "whole").run()
+    with pytest.raises(Killed):
+        loop(tmp_path / "parts", batches=dying).run()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "lo')  # the torn last line of a kill -9
+    loop(tmp_path / "parts", resume=True).run()  # from step 3
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_divergence_is_diagnosed_and_the_checkpoint_before_it_kept(tmp_path: Path) -> None:
+    def poisoned(first: int) -> Iterator[Batch]:
+        for number in range(first, 100):
+            item = batch(number)
+            yield replace(item, images=item.images * float("nan")) if number == 4 else item
+
+    with pytest.raises(TrainingError, match=r"diverged at step 4: .*loss nan.*--set lr=") as caught:
+        loop(tmp_path, batches=poisoned).run()
+    assert "\n" not in str(caught.value)
+    kept = checkpoint.load(tmp_path)
+    assert kept is not None
+    assert kept["progress"]["step"] == 3
+
+
+def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, memory=0.0, momentum=0.0, model=replace(TINY, drop_path=0.0))
+    spec = TrainSpec(steps=1, lr=0.1, optimizer="sgd", weight_decay=0.0, accumulate=2)
+    running = loop(tmp_path / "two", spec, recipe)
+    before = [p.clone() for p in running.method.parameters()]
+    running.run()
+    torch.manual_seed(0)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), num_images=10)
+    ((method.loss(batch(0), 0).total + method.loss(batch(1), 0).total) / 2).backward()
+    for old, new, p in zip(before, running.method.parameters(), method.parameters(), strict=True):
+        torch.testing.assert_close(new, old - 0.1 * p.grad if p.grad is not None else old, atol=1e-5, rtol=1e-4)
+
+
+def test_the_average_follows_its_decay(tmp_path: Path) -> None:
+    spec = replace(SPEC, steps=2, ema=0.75)
+    running = loop(tmp_path, spec)
+    seen = []
+    after = running.method.after_step
+    running.method.after_step = lambda step: (after(step), seen.append([p.detach().clone() for p in running.method.learner.parameters()]))  # type: ignore[func-returns-value,method-assign]
+    running.run()
+    for first, second, mean in zip(seen[0], seen[1], running.encoder().parameters(), strict=True):
+        torch.testing.assert_close(mean, 0.75 * first + 0.25 * second)  # the first update copies
+
+
+def test_schedules() -> None:
+    spec = TrainSpec(steps=12, warmup_steps=2, schedule="cosine", final_lr=0.1)
+    assert [rate_at(step, spec) for step in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert rate_at(7, spec) == pytest.approx(0.55)
+    assert rate_at(12, spec) == pytest.approx(0.1)
+    assert rate_at(9, TrainSpec()) == 1.0
+
+
+def test_a_full_disk_while_saving_is_one_line_and_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, {"step": 1})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match="no space left on the disk while saving the checkpoint"):
+        checkpoint.save(tmp_path, {"step": 2})
+    assert checkpoint.load(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"junk")
+    with pytest.raises(ModelError, match="delete it to start again"):
+        checkpoint.load(tmp_path)
