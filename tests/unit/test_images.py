@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sightline.data import images
-from sightline.data.badfiles import BadFiles
-from sightline.data.images import BadImage, decode
+from sightline.data.images import BadFiles, BadImage, decode
 from sightline.errors import UsageError
 
 WIDTH, HEIGHT = 48, 32

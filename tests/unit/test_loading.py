@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.data.badfiles import BadFiles
-from sightline.data.images import BadImage
+from sightline.data.images import BadFiles, BadImage
 from sightline.data.loading import BATCHES_AHEAD, decode_stream, open_image, sample_seed, train_batches
 from sightline.data.records import Records, read_records
 from sightline.data.samplers import PKSampler

@@ -15,8 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from sightline.contracts import Batch, IntArray
-from sightline.data.badfiles import BadFiles
-from sightline.data.images import BadImage, decode
+from sightline.data.images import BadFiles, BadImage, decode
 from sightline.data.records import Records
 from sightline.data.samplers import Sampler
 from sightline.data.transforms import Transform
