@@ -1,7 +1,7 @@
 # make demo | test | check | format | bench | docs | lock: each makes .venv first. PYTHON=python3.12 chooses the interpreter.
 
 SHELL := /bin/sh
-.DEFAULT_GOAL := help
+.DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
 .PHONY: help install demo test check format bench docs lock clean
 
@@ -21,7 +21,7 @@ export PYTHONNOUSERSITE := 1
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
 
-install: .venv/.installed  ## make .venv with the locked packages
+install: .venv/.installed  ## make .venv with the locked packages (what plain make does)
 
 demo: .venv/.installed  ## train, measure, index and search generated images; ends in demo/index.html
 	$(BIN)/sightline demo --out demo
