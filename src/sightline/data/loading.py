@@ -239,6 +239,6 @@ def _name(source: Source, row: int) -> str:
 
 
 def _finish(rows: list[int], images: list[torch.Tensor], transform: Transform, where: torch.device) -> tuple[IntArray, torch.Tensor]:
-    pixels = torch.stack(images)
+    pixels = torch.from_numpy(np.stack([image.numpy() for image in images]))  # NumPy: see normalise
     pixels = pixels.pin_memory().to(where, non_blocking=True) if where.type == "cuda" else pixels.to(where)
     return np.array(rows, dtype=np.int64), transform.normalise(pixels)
