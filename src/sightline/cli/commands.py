@@ -192,7 +192,9 @@ def search(
 
     answers = searching.search(index, image, k, where=where or None, exact=exact, model=model, device=device)
     if html is not None:
-        searching.write_search_page(html, image, answers, command=_command())
+        from sightline.search.page import write_page
+
+        write_page(html, image, answers, command=_command())
         _note(f"page: {html}")
     if as_json:
         _print_json({"queries": [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]})
@@ -291,7 +293,7 @@ def recipes(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the photographs, the run, the index and the report")] = Path("demo"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="about how long to train")] = 2.0,
+    steps: Annotated[int, typer.Option(min=1, help="how long to train")] = 300,
     as_json: Json = False,
 ) -> None:
     """Train, measure, index and search real photographs, offline, in a few minutes.
@@ -300,7 +302,7 @@ def demo(
     """
     from sightline import demo as house_demo
 
-    told = house_demo.run(out, minutes=minutes)
+    told = house_demo.run(out, steps=steps, say=_note if as_json else print)
     if as_json:
         _print_json(told)
 

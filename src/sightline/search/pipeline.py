@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from sightline.contracts import Hits, IntArray
+from sightline.contracts import FloatArray, Hits, IntArray
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.errors import DataError
@@ -40,7 +40,7 @@ def update_index(
     Raises:
         DataError: the index would stay empty because not one file could be read.
     """
-    known = {path: (size, mtime) for path, size, mtime in ((path, *stat[:2]) for path, stat in index.known().items())}
+    known = {path: (size_bytes, mtime_ns) for path, (size_bytes, mtime_ns, _) in index.known().items()}
     paths = [str(records.file(row).absolute()) for row in range(len(records))]
     stats = [_stat(path) for path in paths]
     wanted = np.array([row for row, path in enumerate(paths) if known.get(path) != stats[row] or stats[row] is None], dtype=np.int64)
@@ -58,7 +58,7 @@ def update_index(
     return Update(added, changed, len(records) - len(wanted), removed, len(bad_files))
 
 
-def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool) -> Iterator[tuple[IntArray, np.ndarray]]:
+def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool) -> Iterator[tuple[IntArray, FloatArray]]:
     try:
         yield from embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what="indexing")
     except DataError:
@@ -74,7 +74,7 @@ def _stat(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _gone(known: dict[str, tuple[int, int]], paths: Sequence[str], root: Path) -> list[str]:
+def _gone(known: Mapping[str, object], paths: Sequence[str], root: Path) -> list[str]:
     below = str(root.absolute()).rstrip("/") + "/"
     return sorted(path for path in known.keys() - set(paths) if path.startswith(below))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
 from pathlib import Path
 
-from sightline import catalog
+from sightline import catalog, runtime
 from sightline.data.images import BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import explain_os_error
@@ -35,3 +37,29 @@ def write_bad_files(bad_files: BadFiles, folder: Path) -> None:
             bad_files.write(folder / "bad_files.jsonl")
         except OSError as error:
             raise explain_os_error(error, f"writing '{folder / 'bad_files.jsonl'}'") from error
+
+
+def doctor() -> dict[str, str]:
+    """Return what this machine offers to a run, by name."""
+    import torch
+
+    where = runtime.device()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
+    dtype = runtime.autocast_dtype("auto", where)
+    packages = ("sightline", "torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu", "onnxruntime", "scikit-image")
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": f"{where} ({name})",
+        "precision auto": str(dtype or torch.float32).removeprefix("torch."),
+        "cores": str(runtime.num_cpus()),
+        "cache": str(runtime.cache_folder()),
+        **{package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

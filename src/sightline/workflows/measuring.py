@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from sightline import runtime
-from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.errors import DataError, explain_os_error
-from sightline.evaluate.protocols import Measured, choose_protocol, measure
-from sightline.evaluate.report import write_report
+from sightline.evaluate.protocols import Measured, Protocol, choose_protocol, measure
+from sightline.evaluate.report import Collection, write_report
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
@@ -84,8 +83,43 @@ def evaluate(
     bad_summary = bad_files.summary(len(part), *([report / "bad_files.jsonl"] if report else []))
     evaluation = Evaluation(str(model), encoder.fingerprint, str(data), note, measured, bad_summary)
     if report is not None:
-        _write(report, evaluation, encoder, records, part, found, chosen, bad_files, precision, command)
+        part_found = Collection(found, part)
+        _write(report, evaluation, encoder, part_found, chosen, _training_part(encoder, records, precision), bad_files, command)
     return evaluation
+
+
+def _training_part(encoder: Encoder, records: Records, precision: Precision) -> Collection | None:
+    if records.splits is None or "train" not in records.splits:
+        return None
+    train = records.split("train")
+    return Collection(embed_records(encoder, train, BadFiles(), precision=precision, what="embedding the training split"), train)
+
+
+def _write(
+    folder: Path,
+    evaluation: Evaluation,
+    encoder: Encoder,
+    found: Collection,
+    protocol: Protocol,
+    train: Collection | None,
+    bad_files: BadFiles,
+    command: str,
+) -> None:
+    facts = [
+        ("model", f"{evaluation.model} ({encoder.model.backbone}, {encoder.dim}-d, {evaluation.fingerprint})"),
+        ("data", f"{evaluation.data}: {evaluation.part}"),
+        ("protocol", evaluation.measured.protocol),
+    ]
+    bad = [f"{path}: {reason}" for path, reason in bad_files.items()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_report(
+            folder / "index.html", evaluation.measured, found, protocol, title="Retrieval report", command=command, facts=facts, train=train, bad_files=bad
+        )
+        model_folder.write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise explain_os_error(error, f"writing the report in '{folder}'") from error
+    write_bad_files(bad_files, folder)
 
 
 def part_to_measure(records: Records, model: str, split: str) -> tuple[Records, str]:

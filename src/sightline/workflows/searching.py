@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ import pyarrow.parquet as pq
 from sightline import runtime
 from sightline.contracts import Descriptors, Hits
 from sightline.data.images import BadFiles
-from sightline.errors import IndexStoreError, UsageError, explain_os_error
-from sightline.index import create_index, open_index
+from sightline.errors import UsageError, explain_os_error
+from sightline.index.base import Index, read_header
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
@@ -103,7 +102,7 @@ def index(
     if images is not None:
         answer["update"], text = _update(path, model, images, keep, device, precision)
         lines.append(text)
-    with open_index(path, read_only=not (remove or compact)) as opened:
+    with Index.open(path, read_only=not (remove or compact)) as opened:
         if remove:
             answer["removed"] = opened.remove(where=remove)
             lines.append(f"removed {answer['removed']:,} items")
@@ -126,9 +125,11 @@ def _update(path: Path, model: str, images: Path, keep: bool, device: str, preci
         raise UsageError(f"'{path}' is a new index: say which model embeds with --model runs/mine (or timm:NAME)")
     records = read_data(images, bad_files)
     encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
-    opened = open_index(path, fingerprint=encoder.fingerprint) if exists else create_index(path, dim=encoder.dim, fingerprint=encoder.fingerprint)
+    if exists:
+        opened = Index.open(path, fingerprint=encoder.fingerprint)
+    else:
+        opened = Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=_lasting(model))
     with opened:
-        _remember_model(path, model, encoder)
         update = pipeline.update_index(opened, encoder, records, bad_files, precision=precision, prune=not keep)
         count = opened.count()
     write_bad_files(bad_files, path)
@@ -137,27 +138,18 @@ def _update(path: Path, model: str, images: Path, keep: bool, device: str, preci
     return {**asdict(update), "images": count}, text + (f"\n{bad}" if bad else "")
 
 
-def _remember_model(path: Path, model: str, encoder: Encoder) -> None:
-    if model:
-        where = model if ":" in model else str(Path(model).absolute() if Path(model).exists() else model)
-        model_folder.write_text(path / "model.json", json.dumps({"model": where, "fingerprint": encoder.fingerprint}) + "\n")
+def _lasting(model: str) -> str:
+    return str(Path(model).absolute()) if Path(model).exists() else model
 
 
 def load_for(path: Path, model: str = "", device: str = "auto") -> Encoder:
     """Return the encoder of an index: the one named, else the one that the index was built with.
 
     Raises:
-        IndexStoreError: there is no such index, or its model has gone.
+        IndexStoreError: there is no such index.
         ModelError: the model cannot be loaded.
     """
-    if not model:
-        note = path / "model.json"
-        if not path.exists():
-            raise IndexStoreError(f"no index at '{path}': create it with sightline index {path} --model MODEL --images FOLDER")
-        if not note.is_file():
-            raise IndexStoreError(f"'{path}' does not say which model made it: pass --model")
-        model = str(json.loads(note.read_text(encoding="utf-8"))["model"])
-    return model_folder.load(model, device=runtime.device(device))
+    return model_folder.load(model or read_header(path).model, device=runtime.device(device))
 
 
 # --- search ---------------------------------------------------------------------------------------------------------------------
@@ -173,6 +165,6 @@ def search(
         BadImage: a picture cannot be decoded.
     """
     encoder = load_for(path, model, device)
-    with open_index(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
+    with Index.open(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
         return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact)
 
