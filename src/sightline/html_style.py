@@ -73,7 +73,8 @@ pre{overflow-x:auto;background:var(--page);border:1px solid var(--line);border-r
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
 details ul{padding-left:1.2em;font-size:.88rem;overflow-wrap:anywhere}
-@media(max-width:560px){.answer{grid-template-columns:1fr;gap:12px}.lead figure{display:grid;grid-template-columns:96px minmax(0,1fr);gap:14px}
+@media(max-width:560px){.answer{grid-template-columns:1fr;gap:12px}
+.lead figure{display:grid;grid-template-columns:96px minmax(0,1fr);gap:14px}
 .strip{gap:8px}.answer .strip{grid-template-columns:repeat(5,minmax(0,1fr))}
 .answer .strip .mark{left:2px;top:2px;min-width:16px;padding:0 3px;line-height:16px}
 th.bar,td.bar,td small{display:none}th,td{padding-right:12px}

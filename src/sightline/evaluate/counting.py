@@ -13,8 +13,8 @@ from sightline.search.neighbours import RowBlock
 if TYPE_CHECKING:
     import torch
 
-NUM_TO_SORT = 14
-"""From this many thresholds a row is sorted once: it costs as much as 13 countings (60,502 columns, AVX-512 sort of NumPy 2)."""
+NUM_TO_SORT = 24
+"""From this many thresholds a row is sorted once: 183 us against 7 us a counting (60,502 columns in cache, NumPy 2.4 with AVX-512)."""
 
 
 def count_at_least(block: RowBlock, columns: Sequence[IntArray]) -> Iterator[tuple[FloatArray, IntArray]]:

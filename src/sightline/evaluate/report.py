@@ -171,9 +171,7 @@ def _add_curves(page: Page, view: _View) -> None:
                 "Histogram of the similarities of positives and of each query's closest negative",
                 "The less they overlap, the better one threshold can say that nothing matches.",
             ),
-            Plot(
-                figures.class_histogram(precision), "Classes", "Histogram of mean average precision over classes", "Mean average precision."
-            ),
+            Plot(figures.class_histogram(precision), "Classes", "Histogram of mean average precision over classes"),
         ]
     )
     num_queries = dict(zip(*np.unique(view.query_labels, return_counts=True), strict=True))
