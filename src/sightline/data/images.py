@@ -27,7 +27,11 @@ MAX_BYTES = 512 * 1024**2
 """Largest file that is read."""
 
 DRAFT_MARGIN = 2
-"""A JPEG is decoded at a reduced scale only while its short side keeps at least this many times the pixels asked for."""
+"""A JPEG is decoded at a reduced scale only while its short side keeps at least this many times the pixels asked for.
+
+Measured on four photographs: with 2 the model's input lies 51 dB or more from that of full decoding (under one level of 255), with 1.5
+45 dB, with 1 42 dB. Decoding and resizing then cost a fifth for 4000 x 3000 pixels and a half for 1600 x 1200.
+"""
 
 BAD_FILES_NAME = "bad_files.jsonl"
 
@@ -182,7 +186,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
         if content.startswith(magic):
             return opener(io.BytesIO(content))
     for start, magic, what in _FOREIGN:
-        if content[start:].startswith(magic):
+        if content.startswith(magic, start):
             raise BadImage("unsupported format", f"it is {what}; convert it to JPEG or PNG" if ":" not in what else f"it is {what}")
     if not content.strip(b"\x00"):
         raise BadImage("damaged", "every byte is zero")
