@@ -46,6 +46,7 @@ class Bar:
         self.what, self.total = what, total
         self.live = self.console.is_terminal
         self.last_line_s = time.monotonic()
+        self.last_done = done
         columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[note]}"))
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.live, transient=False)
         self.task = self.progress.add_task(what, total=total, completed=done, note="")
@@ -60,7 +61,9 @@ class Bar:
     def update(self, done: int, note: str = "", *, every_s: float = 10.0) -> None:
         """Show that ``done`` of the total is done; where there is no terminal, a line at most every ``every_s`` seconds."""
         self.progress.update(self.task, completed=done, note=note)
-        if not self.live and (time.monotonic() - self.last_line_s >= every_s or done == self.total):
+        due = time.monotonic() - self.last_line_s >= every_s or (done == self.total and done != self.last_done)
+        self.last_done = done
+        if not self.live and due:
             self.last_line_s = time.monotonic()
             self.console.print(f"{self.what}: {done}/{self.total}  {note}", highlight=False, soft_wrap=True)
 

@@ -38,13 +38,17 @@ def _note(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-@app.callback()
-def _root(show_version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version")] = False) -> None:
-    if show_version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from sightline import __version__
 
         print(f"sightline {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")] = False) -> None:
+    pass
 
 
 @app.command()

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from sightline.contracts import FloatArray, Tokens
-from sightline.data.images import decode
+from sightline.data.images import BadImage, decode
 from sightline.data.transforms import eval_transform
-from sightline.errors import ModelError
+from sightline.errors import DataError, ModelError
 from sightline.nn.backbone import Backbone, build
 from sightline.nn.pooling import pool
 from sightline.nn.reduction import PCA
@@ -71,11 +71,10 @@ class Encoder(nn.Module):
         """Return unit-length descriptors float32 ``[M, D]`` of paths, file bytes or PIL images, in their order.
 
         Raises:
-            BadImage: one of them cannot be decoded. (To embed a folder and skip its bad files: ``sightline.search.embed``.)
+            DataError: one of them cannot be decoded. (To embed a folder and skip its bad files: ``sightline.search.embed``.)
         """
         transform = eval_transform(self.image)
-        decoded = (p if isinstance(p, Image.Image) else decode(Path(p) if isinstance(p, str) else p, short_px=self.image.resized_px) for p in pictures)
-        batches = _batched((transform(picture.convert("RGB")) for picture in decoded), batch_size)
+        batches = _batched((transform(_decoded(picture, transform.short_px)) for picture in pictures), batch_size)
         parts = [self.embed_batch(torch.stack(batch), precision=precision) for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
@@ -89,6 +88,16 @@ class Encoder(nn.Module):
             vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
         self.train(was_training)
         return vectors
+
+
+def _decoded(picture: Picture, short_px: int) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    try:
+        return decode(Path(picture) if isinstance(picture, str) else picture, short_px=short_px)
+    except BadImage as error:
+        name = "the picture" if isinstance(picture, bytes) else f"'{picture}'"
+        raise DataError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _batched(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:

@@ -33,7 +33,6 @@ def embed_stream(
             meter.num_images += len(rows)
             bar.update(done, f"{meter.num_images / meter.elapsed_s:.1f} images/s")
             yield rows, vectors
-        bar.update(len(records))
 
 
 def embed_records(

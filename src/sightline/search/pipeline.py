@@ -97,7 +97,7 @@ def search(index: Index, encoder: Encoder, pictures: Sequence[Picture], k: int, 
     """Return the ``k`` closest items of each picture, closest first.
 
     Raises:
-        BadImage: a picture cannot be decoded.
+        DataError: a picture cannot be decoded.
         UsageError: the filter ``where`` cannot be read.
     """
     return index.hits(index.search(encoder.embed(pictures, precision=precision), k, where=where, exact=exact))

@@ -162,7 +162,7 @@ def search(
 
     Raises:
         IndexStoreError: there is no such index, or it belongs to another model.
-        BadImage: a picture cannot be decoded.
+        DataError: a picture cannot be decoded.
     """
     encoder = load_for(path, model, device)
     with Index.open(path, fingerprint=encoder.fingerprint, read_only=True) as opened:

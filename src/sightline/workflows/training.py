@@ -28,7 +28,7 @@ from sightline.nn.reduction import fit_pca
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.embed import BATCH_SIZE, embed_records
 from sightline.train.card import model_card
-from sightline.train.loop import Loop, Progress
+from sightline.train.loop import Loop, Progress, Validate
 from sightline.train.parallel import process_group
 from sightline.workflows.common import read_data, training_split, write_bad_files
 
@@ -109,7 +109,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
                 device=where,
             )
 
-        validate = _validator(validation, recipe) if validation is not None else None
+        validate = _validator(validation, recipe, bad_files) if validation is not None else None
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, resume=resume)
         progress = loop.run()
         if ranks.is_main:
@@ -139,13 +139,13 @@ def _num_workers(asked: int, world_size: int) -> int:
     return min(8, cpus) if cpus > 2 else 0
 
 
-def _validator(validation: Records, recipe: Recipe) -> Any:
+def _validator(validation: Records, recipe: Recipe, bad_files: BadFiles) -> Validate:
     assert validation.labels is not None
     if len(validation) > EMBED_LIMIT:
         validation = validation.select(np.sort(np.random.default_rng(0).permutation(len(validation))[:EMBED_LIMIT]))
 
     def validate(encoder: Encoder) -> Mapping[str, float]:
-        found = embed_records(encoder, validation, BadFiles(), precision=recipe.train.precision, show=False)
+        found = embed_records(encoder, validation, bad_files, precision=recipe.train.precision, show=False)
         assert validation.labels is not None
         ranks = metrics.positive_ranks(found.vectors, validation.labels[found.rows])
         values = metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})

@@ -1,0 +1,49 @@
+"""The answers of a search as one page of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline.contracts import Hit, Hits
+from sightline.data.thumbnails import file_thumbnail
+from sightline.html import Page, Picture
+
+MAX_PICTURES = 2_000
+"""Answers shown with a picture; a page of more than about 16 MB is slow to open on a phone."""
+
+
+def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, command: str = "") -> Path:
+    """Write one self-contained page of each query picture with its answers, closest first, and return the path.
+
+    An answer shows its similarity (cosine), its metadata and its path. Files that have gone or cannot be read stand as empty frames.
+
+    Raises:
+        SightlineError: the page cannot be written.
+    """
+    num_answers = sum(len(hits) for hits in answers)
+    page = Page(
+        f"What looks like {queries[0].name}?" if len(queries) == 1 else f"Answers to {len(queries):,} pictures",
+        f"{num_answers:,} answers, closest first; similarity is a cosine, 1 for the same picture",
+    )
+    num_shown = 0
+    for query, hits in zip(queries, answers, strict=True):
+        shown = list(hits)[: max(0, MAX_PICTURES - num_shown)]
+        num_shown += len(shown)
+        page.section(query.name)
+        page.picture_strip([_picture(hit) for hit in shown], lead=Picture(file_thumbnail(query), query.name, str(query), "query"))
+        if not hits:
+            page.text("Nothing in the index matches.")
+        elif len(shown) < len(hits):
+            page.text(f"{len(hits) - len(shown):,} more answers are not shown: the page holds {MAX_PICTURES:,}.", quiet=True)
+        else:
+            page.details("Paths", [f"{hit.similarity:.4f}  {hit.path}" for hit in hits])
+    if command:
+        page.section("Method").text("Made by:").code(command)
+    return page.write(path)
+
+
+def _picture(hit: Hit) -> Picture:
+    told = [f"{key} {value}" for key, value in hit.metadata.items() if key != "label" and value is not None]
+    caption = str(hit.metadata.get("label") or Path(hit.path).name)
+    return Picture(file_thumbnail(Path(hit.path)), caption, " · ".join([f"{hit.similarity:.3f}", *told]))
