@@ -71,7 +71,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     delays, number = random.Random(0), 1
     sure: dict[str, bytes] = {}
     for _ in range(KILLS):
-        lines = run_and_kill(script, path, number, delays.uniform(0.02, 0.5))
+        lines = run_and_kill(script, path, number, delays.uniform(0.0, 0.35))
         for verb, text in lines:
             number = int(text)
             paths, vectors, gone = batch(number, DIM)  # type: ignore[operator]

@@ -1,0 +1,1 @@
+"""Indexes of pictures: the contract (``base.Index``) and its engines."""

@@ -1,0 +1,145 @@
+"""The derived search structure of a large segment: a FAISS index that may be lost at any time and is built again from the vectors.
+
+FAISS reads its files without checking them, so only a file whose SHA-256 is the recorded one is ever given to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.index.base import sync_folder
+from sightline.index.scan import merge, similarities_of
+from sightline.index.segments import sha256_of
+
+HNSW, IVF = "hnsw-sq8", "ivf-rabitq"
+LADDER = {HNSW: (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024), IVF: (4, 8, 16, 32, 64, 128, 256, 512, 1024)}
+"""The search parameters that calibration tries: HNSW's list of candidates, IVF's number of lists."""
+
+OVERFETCH = {HNSW: 3, IVF: 20}
+"""Candidates re-ranked exactly for each answer: 8 bits a dimension lose a rank or two, one bit a dimension loses many."""
+
+NUM_LINKS = 32
+BUILD_EFFORT = 128
+TRAINING_ROWS = 100_000
+BLOCK_ROWS = 32_768
+BATCH = 256
+"""Queries re-ranked at once: their candidates are copied out of the mapping, 12 MiB for 10 answers 384 wide."""
+
+
+@dataclass(frozen=True)
+class Ann:
+    """A loaded search structure over ``rows`` rows of ``kind`` and the search ``parameter`` that calibration chose."""
+
+    kind: str
+    rows: int
+    parameter: int
+    structure: Any
+
+    def top(
+        self, queries: FloatArray, vectors: FloatArray, k: int, *, parameter: int = 0, allowed: BoolArray | None = None
+    ) -> tuple[IntArray, FloatArray]:
+        """Return (rows ``[Q, K]``, exact similarity ``[Q, K]``), closest first, of the ``k`` closest of ``vectors`` that were met.
+
+        ``allowed`` ``[M]`` limits the rows; ``parameter`` is the effort, 0 for the calibrated one. Pads are -1 and -inf.
+        """
+        parts = [
+            self._top(queries[start : start + BATCH], vectors, k, parameter or self.parameter, allowed)
+            for start in range(0, len(queries), BATCH)
+        ]
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([similarity for _, similarity in parts])
+
+    def _top(
+        self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int, allowed: BoolArray | None
+    ) -> tuple[IntArray, FloatArray]:
+        rows = self._candidates(queries, k * OVERFETCH[self.kind], parameter, allowed)
+        similarity = similarities_of(queries, vectors[np.maximum(rows, 0)])
+        similarity[rows < 0] = -np.inf
+        if rows.shape[1] < k:
+            pads = ((0, 0), (0, k - rows.shape[1]))
+            rows, similarity = np.pad(rows, pads, constant_values=-1), np.pad(similarity, pads, constant_values=-np.inf)
+        return merge([rows], [similarity], k)
+
+    def _candidates(self, queries: FloatArray, num: int, parameter: int, allowed: BoolArray | None) -> IntArray:
+        """Return candidate rows ``[Q, K]``, -1 where fewer were met; parameters travel with the call, the structure is shared."""
+        import faiss
+
+        num = min(num, self.rows)
+        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        if self.kind == HNSW:
+            options = faiss.SearchParametersHNSW(efSearch=max(parameter, num), sel=selector)
+        else:
+            inner = faiss.IVFRaBitQSearchParameters(nprobe=min(parameter, _num_lists(self.rows)), sel=selector)
+            options = faiss.SearchParametersPreTransform(index_params=inner)
+        _, rows = self.structure.search(queries, num, params=options)
+        found: IntArray = rows
+        return found
+
+
+def kind_for(num_rows: int, ivf_rows: int) -> str:
+    """Return the kind of structure for a segment: a graph is quicker and truer, but outgrows the memory and the build time."""
+    return IVF if num_rows >= ivf_rows else HNSW
+
+
+def build(kind: str, vectors: FloatArray) -> Ann:
+    """Return a structure over ``vectors`` ``[M, D]``, not calibrated yet."""
+    import faiss
+
+    num_rows, dim = vectors.shape
+    if kind == HNSW:
+        structure = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, NUM_LINKS)
+        structure.hnsw.efConstruction = BUILD_EFFORT
+    else:
+        # RaBitQ's error bound holds for randomly rotated vectors only.
+        structure = faiss.index_factory(dim, f"RR{dim},IVF{_num_lists(num_rows)},RaBitQ")
+    sample = np.linspace(0, num_rows - 1, min(num_rows, TRAINING_ROWS)).astype(np.int64)
+    structure.train(vectors[sample])
+    for start in range(0, num_rows, BLOCK_ROWS):
+        structure.add(vectors[start : start + BLOCK_ROWS])
+    return Ann(kind, num_rows, 0, structure)
+
+
+def _num_lists(num_rows: int) -> int:
+    return int(max(1, min(4 * num_rows**0.5, num_rows / 40)))
+
+
+def write(ann: Ann, file: Path) -> str:
+    """Write a structure durably and return the SHA-256 of its file."""
+    import faiss
+
+    draft = file.with_name(file.name + ".tmp")
+    try:
+        faiss.write_index(ann.structure, str(draft))
+    except RuntimeError as error:  # FAISS keeps no error number; a full disk is the usual one
+        full = shutil.disk_usage(file.parent).free < 1 << 20
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error), str(draft)) from error
+    with draft.open("rb") as written:
+        os.fsync(written.fileno())
+    sha256 = sha256_of(draft)
+    draft.replace(file)
+    sync_folder(file.parent)
+    return sha256
+
+
+def load(file: Path, sha256: str, kind: str, rows: int, parameter: int) -> Ann | None:
+    """Return the structure in ``file``, or None where the file is missing or is not the one that was recorded."""
+    import faiss
+
+    if kind not in LADDER or not file.is_file() or sha256_of(file) != sha256:
+        return None
+    before = faiss.get_deserialization_vector_byte_limit()
+    faiss.set_deserialization_vector_byte_limit(file.stat().st_size)  # no array in a file can be larger than the file
+    try:
+        structure = faiss.read_index(str(file))
+    except RuntimeError:  # written by a FAISS that this one does not read: derived data, so built again
+        return None
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before)
+    return Ann(kind, rows, parameter, structure) if structure.ntotal == rows else None

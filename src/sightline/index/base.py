@@ -1,0 +1,328 @@
+"""The contract of an index: what every engine answers, in the same words, so that a server can take the place of a folder."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from sightline import catalog
+from sightline.contracts import UNIT_LENGTH_TOLERANCE, FloatArray, Hits, IntArray, Ranking
+from sightline.errors import IndexStoreError, explain_os_error
+from sightline.index.filters import Filter, Value
+
+HEADER = "index.json"
+FORMAT = 1
+"""The version of what is on disk; another one is refused, never guessed at."""
+
+Known = tuple[int | None, int | None, str | None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture in an index: its path (the natural key), free metadata, and what tells a changed file from an unchanged one."""
+
+    path: str
+    metadata: Mapping[str, Value] = field(default_factory=dict)
+    size_bytes: int | None = None
+    mtime_ns: int | None = None
+    content_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path or not _is_text(self.path):
+            raise IndexStoreError(f"an item needs a path of readable text, not {self.path!r}: rename the file")
+        for key, value in self.metadata.items():
+            _check_fact(self.path, key, value)
+
+
+def _is_text(text: str) -> bool:
+    # Lone surrogates are how Python holds a file name that is not UTF-8; NUL ends a string inside SQLite.
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _check_fact(path: str, key: object, value: object) -> None:
+    if not isinstance(key, str) or not key or key in ("id", "path") or "`" in key or not _is_text(key):
+        raise IndexStoreError(
+            f"'{path}' cannot have metadata called {key!r}: use a text that is not empty, 'id' or 'path' and has no backquote"
+        )
+    readable = isinstance(value, str) and _is_text(value)
+    number = isinstance(value, int) and -(2**63) <= value < 2**63 or isinstance(value, float) and math.isfinite(value)
+    if value is not None and not readable and not number:
+        raise IndexStoreError(
+            f"'{path}' cannot have the metadata {key} = {value!r}: use text, a finite number of at most 64 bits, true, false or null"
+        )
+
+
+@dataclass(frozen=True)
+class Header:
+    """What never changes in an index, kept in ``index.json``: its engine, width, and the model whose vectors it takes."""
+
+    dim: int
+    fingerprint: str
+    engine: str = "local"
+    model: str = ""
+    created: str = ""
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    """One sealed part: its rows, how it is searched (``exact``, ``hnsw-sq8``, ``ivf-rabitq``) and the recall@10 measured for it."""
+
+    rows: int
+    dead: int
+    kind: str
+    parameter: int | None
+    recall_at_10: float
+    calibrated: str | None
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index says about itself; sizes in bytes, ``recall_at_10`` (0 to 1) measured against exact search."""
+
+    path: str
+    engine: str
+    dim: int
+    fingerprint: str
+    model: str
+    created: str
+    rows: int
+    log_rows: int
+    dead_rows: int
+    bytes_on_disk: int
+    recall_at_10: float
+    segments: tuple[SegmentInfo, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Index(ABC):
+    """Pictures by id and path, found by their descriptors and filtered by their metadata.
+
+    What ``upsert`` and ``remove`` return from is durable. Vectors are float32 of unit length and ``header.dim`` wide.
+    """
+
+    header: Header
+    path: Path
+
+    @staticmethod
+    def create(path: str | Path, *, dim: int, fingerprint: str, model: str = "", engine: str = "local", **options: Any) -> Index:
+        """Return a new, empty index open for writing; it appears at ``path`` whole or not at all.
+
+        ``fingerprint`` names the model whose vectors it will take, ``model`` says where that model was found;
+        ``options`` are the engine's own.
+
+        Raises:
+            IndexStoreError: something is at ``path`` already.
+            UsageError: there is no such engine.
+        """
+        kind = catalog.find("index_engines", engine)
+        folder = Path(path)
+        if dim < 1:
+            raise IndexStoreError(f"an index of vectors {dim} wide cannot be made: dim must be 1 or more")
+        if (folder / HEADER).exists():
+            raise IndexStoreError(f"'{folder}' already holds an index: open it, or choose another folder")
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise IndexStoreError(f"'{folder}' exists and is not an index: choose an empty or a new folder")
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Made beside its place and renamed into it: killed halfway, nothing at `path` looks like an index.
+            draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            draft.mkdir()
+            write_durably(draft / HEADER, json.dumps(asdict(header), indent=2).encode() + b"\n")
+            kind.lay_out(draft, header)
+            draft.rename(folder)
+            sync_folder(folder.parent)
+        except OSError as error:
+            raise explain_os_error(error, f"creating the index '{folder}'") from error
+        return Index.open(folder, fingerprint=fingerprint, **options)
+
+    @staticmethod
+    def open(path: str | Path, *, fingerprint: str | None = None, read_only: bool = False, **options: Any) -> Index:
+        """Return the index at ``path``; only one handle at a time may be open for writing, any number ``read_only``.
+
+        Raises:
+            IndexStoreError: no index is there, another program is writing to it, it was made by another version, or it holds the
+                vectors of a model other than ``fingerprint``.
+        """
+        folder = Path(path)
+        header = read_header(folder)
+        if fingerprint is not None and fingerprint != header.fingerprint:
+            made_by = f" ({header.model})" if header.model else ""
+            raise IndexStoreError(
+                f"'{folder}' holds vectors of model {header.fingerprint[:12]}{made_by}, not of {fingerprint[:12]}: "
+                "use that model, or index the images again into a new folder"
+            )
+        index: Index = catalog.find("index_engines", header.engine)(folder, header, read_only=read_only, **options)
+        return index
+
+    @classmethod
+    @abstractmethod
+    def lay_out(cls, folder: Path, header: Header) -> None:
+        """Put into ``folder`` what an empty index of this engine needs, durably."""
+
+    @abstractmethod
+    def upsert(self, items: Sequence[Item], vectors: FloatArray) -> IntArray:
+        """Add ``items`` with their ``vectors`` ``[M, D]``, or replace those whose path is known, and return their ids ``[M]``.
+
+        An item keeps its id for life and no id is given twice. Of items with the same path the last counts.
+        On return the batch is durable; on an error none of it is there.
+
+        Raises:
+            IndexStoreError: the vectors do not fit the index, or it is open for reading only.
+            DiskFullError: no space is left; everything acknowledged before is intact.
+        """
+
+    @abstractmethod
+    def remove(
+        self, *, paths: Sequence[str] | None = None, ids: Sequence[int] | IntArray | None = None, where: str | Filter | None = None
+    ) -> int:
+        """Take out the items with these paths, or ids, or that match a filter, and return how many there were; durable on return.
+
+        Raises:
+            UsageError: not exactly one of the three is given, or the filter cannot be read.
+        """
+
+    @abstractmethod
+    def known(self) -> dict[str, Known]:
+        """Return ``path -> (size_bytes, mtime_ns, content_sha256)`` of every item, for telling which files have changed."""
+
+    @abstractmethod
+    def get(self, id: int) -> Item:
+        """Return the item with this id.
+
+        Raises:
+            IndexStoreError: there is none.
+        """
+
+    @abstractmethod
+    def vector(self, id: int) -> FloatArray:
+        """Return the vector ``[D]`` of the item with this id, bit for bit as it was given.
+
+        Raises:
+            IndexStoreError: there is none.
+        """
+
+    @abstractmethod
+    def ids(self, where: str | Filter | None = None) -> IntArray:
+        """Return the ids of all items, or of those that match, ascending."""
+
+    @abstractmethod
+    def count(self, where: str | Filter | None = None) -> int:
+        """Return the number of items, or of those that match."""
+
+    @abstractmethod
+    def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
+        """Return the ``k`` items closest to each of ``vectors`` ``[Q, D]``, as ids; equal similarities put the lower id first.
+
+        ``similarity`` is the exact float32 dot product (cosine, -1 to 1). Which items are found is approximate in large segments
+        (see ``info``) unless ``exact``; a filter never costs an answer: ``k`` come back wherever ``k`` match.
+
+        Raises:
+            IndexStoreError: the vectors do not fit the index, or a file of it is damaged.
+            UsageError: the filter cannot be read.
+        """
+
+    @abstractmethod
+    def hits(self, ranking: Ranking) -> list[Hits]:
+        """Return the answers with their paths and metadata; padding, and items removed since the search, are left out."""
+
+    @abstractmethod
+    def seal(self) -> None:
+        """Move acknowledged rows into their long-term form and bring the search structures up to date."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Drop what is deleted, merge the parts and give the space back."""
+
+    @abstractmethod
+    def info(self) -> IndexInfo:
+        """Return what the index knows about itself."""
+
+    @abstractmethod
+    def verify(self) -> list[str]:
+        """Read everything, check it, and return the problems found, one line each; none means sound."""
+
+    @abstractmethod
+    def repair(self) -> int:
+        """Forget the items whose vectors are lost, rebuild what is derived, and return how many items went."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files; closing twice does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def read_header(folder: Path) -> Header:
+    """Return the header of the index at ``folder``.
+
+    Raises:
+        IndexStoreError: there is none, it cannot be read, or it is of another format version.
+    """
+    try:
+        plain = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IndexStoreError(f"no index at '{folder}': make one with sightline index {folder} --model MODEL --images FOLDER") from error
+    except (OSError, ValueError) as error:
+        raise IndexStoreError(f"'{folder / HEADER}' cannot be read ({error}): restore it from a copy, or index again") from error
+    version = plain.get("format") if isinstance(plain, dict) else None
+    if version != FORMAT:
+        raise IndexStoreError(
+            f"'{folder}' has index format {version}, this Sightline reads {FORMAT}: use the Sightline that made it, or index again"
+        )
+    try:
+        return Header(**plain)
+    except TypeError as error:
+        raise IndexStoreError(f"'{folder / HEADER}' is not the header of an index: restore it from a copy, or index again") from error
+
+
+def check_vectors(vectors: FloatArray, dim: int) -> None:
+    """Pass float32 vectors ``[M, dim]`` of unit length.
+
+    Raises:
+        IndexStoreError: they are anything else.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype != np.float32:
+        raise IndexStoreError(
+            f"this index takes float32 vectors [M, {dim}], not {vectors.dtype} {list(vectors.shape)}: embed with the index's own model"
+        )
+    lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors, dtype=np.float64))
+    if not np.all(np.abs(lengths - 1) <= UNIT_LENGTH_TOLERANCE):  # written so that NaN fails too
+        raise IndexStoreError("a vector does not have unit length: normalise vectors before they are indexed or searched")
+
+
+def write_durably(file: Path, content: bytes) -> None:
+    """Write ``content`` so that after a power cut ``file`` holds all of it or is as before."""
+    draft = file.with_name(file.name + ".tmp")
+    with draft.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: without it a power cut may undo a rename whose content is safe."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,62 @@
+"""Choosing a segment's search parameter by measuring it against exact search, so that recall is a figure and not a hope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sightline.contracts import FloatArray, IntArray
+from sightline.index.ann import LADDER, Ann
+from sightline.index.scan import exact_top
+
+TARGET_RECALL = 0.99
+NUM_QUERIES = 256
+K = 10
+STEP = 0.7
+"""How far a query is pushed away from a neighbour; see ``held_out_queries``."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The search parameter, and the recall@10 (0 to 1) that was measured with it."""
+
+    parameter: int
+    recall_at_10: float
+
+
+def calibrate(ann: Ann, vectors: FloatArray, *, seed: int) -> Calibration:
+    """Return the least effort whose recall@10 reaches 0.99 with two standard errors to spare, or the most effort there is."""
+    queries = held_out_queries(vectors, seed=seed)
+    truth, _ = exact_top(queries, vectors, K)
+    for parameter in LADDER[ann.kind]:
+        found, _ = ann.top(queries, vectors, K, parameter=parameter)
+        recall = recalls(found, truth)
+        if recall.mean() - 2 * recall.std() / len(recall) ** 0.5 >= TARGET_RECALL:
+            break
+    return Calibration(parameter, float(recall.mean()))
+
+
+def recalls(found: IntArray, truth: IntArray) -> FloatArray:
+    """Return for each query the share (0 to 1) of its true rows ``[Q, K]`` that were found; pads count neither way."""
+    real = truth >= 0
+    hit = (truth[:, :, None] == found[:, None, :]).any(axis=2) & real
+    share: FloatArray = (hit.sum(axis=1) / np.maximum(real.sum(axis=1), 1)).astype(np.float32)
+    return share
+
+
+def held_out_queries(vectors: FloatArray, *, seed: int) -> FloatArray:
+    """Return up to 256 unit-length queries ``[Q, D]`` that are as hard as pictures the segment has never seen.
+
+    A stored row is too easy a query: the graph was woven around it (60,000 clustered rows, ef 32: recall 0.984 against 0.971 of truly
+    held-out ones; the midpoint of two neighbours 0.991). A row pushed away from one of its neighbours stays on the data's
+    surface and errs on the safe side (0.961; at ef 96 0.991 against 0.992).
+    """
+    random = np.random.default_rng(seed)
+    rows = np.sort(random.choice(len(vectors), min(NUM_QUERIES, len(vectors)), replace=False))
+    start = vectors[rows]
+    nearest, _ = exact_top(start, vectors, K + 1)
+    pick = nearest[np.arange(len(rows)), random.integers(1, min(K + 1, len(vectors)), len(rows))]
+    away = start + STEP * (start - vectors[pick])
+    unit: FloatArray = (away / np.linalg.norm(away, axis=1, keepdims=True)).astype(np.float32)
+    return unit

@@ -1,0 +1,348 @@
+"""The embedded engine: an index is a folder, the truth is one SQLite file in it, everything fast is derived.
+
+Layout: ``index.json`` (what never changes), ``index.db`` (items, metadata, fresh vectors), ``segments/NNNNNN.vectors.npy`` and
+``.ids.npy`` (sealed, memory-mapped), ``segments/NNNNNN.faiss`` (derived), ``writer.lock``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+
+from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
+from sightline.errors import IndexStoreError, UsageError
+from sightline.index import ann, filters, plan, writer
+from sightline.index import snapshot as snapshots
+from sightline.index.base import Header, Index, IndexInfo, Item, Known, SegmentInfo, check_vectors, sync_folder
+from sightline.index.filters import Filter
+from sightline.index.segments import FOLDER, Segment, ann_file, open_segment, problems
+from sightline.index.snapshot import Snapshot
+from sightline.index.store import Store, create, explained
+from sightline.index.writer import Limits, WriterLock
+
+MAX_K = 10_000
+REMEMBERED_FILTERS = 16
+
+
+class LocalIndex(Index):
+    """An index in a folder of a local disk (SQLite's write-ahead log does not work over a network file system).
+
+    Threads may share one; writes wait for each other, searches wait for nobody.
+    """
+
+    def __init__(self, folder: Path, header: Header, *, read_only: bool = False, limits: Limits | None = None) -> None:
+        self.path, self.header, self.limits = folder, header, limits or Limits()
+        self._reading, self._writing = threading.RLock(), threading.RLock()
+        self._snapshot: Snapshot | None = None
+        self._anns: dict[tuple[int, str], ann.Ann | None] = {}
+        self._allowed: OrderedDict[Filter | None, plan.Allowed] = OrderedDict()
+        self._store: Store | None = None
+        with ExitStack() as stack:
+            if not read_only:
+                stack.enter_context(closing(WriterLock(folder)))
+                self._store = stack.enter_context(closing(Store(folder, read_only=False)))
+                writer.sweep_litter(self._store, folder)
+            self._reader = stack.enter_context(closing(Store(folder, read_only=True)))
+            self._open = stack.pop_all()
+
+    @classmethod
+    def lay_out(cls, folder: Path, header: Header) -> None:
+        """Put an empty store into ``folder``."""
+        (folder / FOLDER).mkdir()
+        create(folder)
+        sync_folder(folder)
+
+    def close(self) -> None:
+        """Let go of the lock, the store and the mapped files."""
+        with self._writing, self._reading:
+            self._open.close()
+            self._snapshot = None
+            self._anns.clear()
+            self._allowed.clear()
+
+    # --- writing --------------------------------------------------------------------------------------------------------------
+
+    def upsert(self, items: Sequence[Item], vectors: FloatArray) -> IntArray:
+        """See ``Index.upsert``."""
+        vectors = np.ascontiguousarray(vectors)
+        check_vectors(vectors, self.header.dim)
+        if len(items) != len(vectors):
+            raise IndexStoreError(f"{len(items)} items came with {len(vectors)} vectors: each item needs one")
+        last = {item.path: place for place, item in enumerate(items)}
+        places = list(last.values())
+        with self._writing:
+            store, segments = self._writable(), self._current(with_log=False).segments
+            with store.writing("adding to the index"):
+                ids = store.put_items([items[place] for place in places])
+                _bury(store, segments, np.sort(ids))
+                store.put_vectors(ids, vectors[places])
+            self._keep_up(store)
+        id_of = dict(zip(last, ids.tolist(), strict=True))
+        return np.array([id_of[item.path] for item in items], dtype=np.int64)
+
+    def remove(
+        self, *, paths: Sequence[str] | None = None, ids: Sequence[int] | IntArray | None = None, where: str | Filter | None = None
+    ) -> int:
+        """See ``Index.remove``."""
+        if sum(given is not None for given in (paths, ids, where)) != 1:
+            raise UsageError("say what to remove in one way: by paths, by ids or by a filter")
+        with self._writing:
+            store, segments = self._writable(), self._current(with_log=False).segments
+            with store.writing("removing from the index"):
+                if paths is not None:
+                    gone = store.ids_of_paths(paths)
+                elif ids is not None:
+                    gone = np.array(sorted(store.items(np.asarray(ids, dtype=np.int64))), dtype=np.int64)
+                else:
+                    gone = store.ids(_parsed(where))
+                _bury(store, segments, gone)
+                store.drop_items(gone)
+            self._keep_up(store)
+        return len(gone)
+
+    def seal(self) -> None:
+        """See ``Index.seal``: the log becomes a segment, small segments one, and large ones get a calibrated search structure."""
+        with self._writing:
+            store = self._writable()
+            writer.seal_log(store, self.path, self.header.dim)
+            self._merge(store, writer.to_merge(self._current(with_log=False).segments, self.limits))
+            writer.index_segments(store, self.path, self._current(with_log=False), self.limits)
+            store.give_back()
+
+    def compact(self) -> None:
+        """See ``Index.compact``: all segments become one, without dead rows."""
+        with self._writing:
+            store = self._writable()
+            writer.seal_log(store, self.path, self.header.dim)
+            segments = self._current(with_log=False).segments
+            if len(segments) > 1 or any(segment.num_live < segment.row.rows for segment in segments):
+                self._merge(store, list(segments))
+            self.seal()
+
+    def repair(self) -> int:
+        """Forget the items whose vectors are damaged, build lost search structures again, and return how many items went.
+
+        The next indexing run finds the forgotten files unknown and embeds them again.
+        """
+        with self._writing:
+            store = self._writable()
+            bad = [row for row in store.segments() if self._problems_of(row.number)]
+            self._snapshot = None
+            with store.writing("repairing the index"):
+                for row in bad:
+                    store.drop_segment(row.number)
+            lost = np.setdiff1d(store.ids(None), self._located())
+            with store.writing("repairing the index"):
+                store.drop_items(lost)
+            self.seal()
+            writer.sweep_litter(store, self.path)
+        return len(lost)
+
+    def _writable(self) -> Store:
+        if self._store is None:
+            raise IndexStoreError(f"'{self.path}' is open for reading only: open it without read_only to change it")
+        return self._store
+
+    def _merge(self, store: Store, group: list[Segment]) -> None:
+        if group:
+            writer.merge_segments(store, self.path, self.header.dim, group)
+
+    def _keep_up(self, store: Store) -> None:
+        if store.num_log_rows() >= self.limits.log_rows:
+            writer.seal_log(store, self.path, self.header.dim)
+        segments = self._current(with_log=False).segments
+        unindexed = sum(segment.num_live for segment in segments if segment.row.ann_kind is None)
+        dead, rows = sum(segment.row.rows - segment.num_live for segment in segments), sum(segment.row.rows for segment in segments)
+        if unindexed >= self.limits.tidy_rows or dead > self.limits.dead_share * rows:
+            self.seal()
+
+    # --- reading --------------------------------------------------------------------------------------------------------------
+
+    def known(self) -> dict[str, Known]:
+        """See ``Index.known``."""
+        with self._reading, self._reader.reading():
+            return self._reader.known()
+
+    def get(self, id: int) -> Item:
+        """See ``Index.get``."""
+        with self._reading, self._reader.reading():
+            found = self._reader.items(np.array([id]))
+        if id not in found:
+            raise IndexStoreError(f"the index has no item {id}: it may have been removed")
+        return found[id]
+
+    def vector(self, id: int) -> FloatArray:
+        """See ``Index.vector``."""
+        found = self._current(with_log=True).vector(id)
+        if found is None:
+            raise IndexStoreError(f"the index has no item {id}: it may have been removed")
+        return found
+
+    def ids(self, where: str | Filter | None = None) -> IntArray:
+        """See ``Index.ids``."""
+        with self._reading, self._reader.reading():
+            return self._reader.ids(_parsed(where))
+
+    def count(self, where: str | Filter | None = None) -> int:
+        """See ``Index.count``."""
+        if where is not None:
+            return len(self.ids(where))
+        with self._reading, self._reader.reading():
+            return self._reader.num_items()
+
+    def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
+        """See ``Index.search``."""
+        queries = np.ascontiguousarray(vectors)
+        check_vectors(queries, self.header.dim)
+        if not 1 <= k <= MAX_K:
+            raise UsageError(f"{k} answers were asked for: ask for 1 to {MAX_K:,}")
+        now, allowed = self._searchable(_parsed(where))
+        return plan.answer(now, allowed, queries, k, ann_of=self._ann_of, limits=self.limits, exact=exact)
+
+    def hits(self, ranking: Ranking) -> list[Hits]:
+        """See ``Index.hits``."""
+        with self._reading, self._reader.reading():
+            items = self._reader.items(np.unique(ranking.rows))
+        return [
+            Hits(
+                tuple(Hit(id, items[id].path, value, items[id].metadata) for id, value in zip(ids, similarity, strict=True) if id in items)
+            )
+            for ids, similarity in zip(ranking.rows.tolist(), ranking.similarity.tolist(), strict=True)
+        ]
+
+    def _current(self, *, with_log: bool) -> Snapshot:
+        with self._reading:
+            before = self._snapshot
+            self._snapshot = now = snapshots.current(self._reader, self.path, self.header.dim, before, with_log=with_log)
+            if before is None or before.generation != now.generation:
+                self._allowed.clear()
+                sealed = {(segment.row.number, segment.row.ann_sha256) for segment in now.segments}
+                self._anns = {key: value for key, value in self._anns.items() if key in sealed}
+            return now
+
+    def _searchable(self, where: Filter | None) -> tuple[Snapshot, plan.Allowed]:
+        with self._reading:
+            now = self._current(with_log=True)
+            if where not in self._allowed:
+                with self._reader.reading():
+                    matching = None if where is None else self._reader.ids(where)
+                self._allowed[where] = plan.allow(now, matching)
+                if len(self._allowed) > REMEMBERED_FILTERS:
+                    self._allowed.popitem(last=False)
+            return now, self._allowed[where]
+
+    def _ann_of(self, segment: Segment) -> ann.Ann | None:
+        row = segment.row
+        if row.ann_kind is None or row.ann_sha256 is None:
+            return None
+        key = (row.number, row.ann_sha256)
+        with self._reading:
+            if key not in self._anns:
+                with explained("loading a search structure"):
+                    self._anns[key] = ann.load(ann_file(self.path, row.number), row.ann_sha256, row.ann_kind, row.rows, row.parameter or 0)
+            return self._anns[key]
+
+    def _located(self) -> IntArray:
+        now = self._current(with_log=True)
+        assert now.log is not None
+        return np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
+
+    # --- about itself ---------------------------------------------------------------------------------------------------------
+
+    def info(self) -> IndexInfo:
+        """See ``Index.info``."""
+        now = self._current(with_log=True)
+        assert now.log is not None
+        sound = {segment.row.number: writer.has_sound_ann(self.path, segment) for segment in now.segments}
+        segments = tuple(_describe(segment, sound[segment.row.number]) for segment in now.segments)
+        rows = len(now.log.ids) + sum(segment.num_live for segment in now.segments)
+        found = len(now.log.ids) + sum(about.recall_at_10 * (about.rows - about.dead) for about in segments)
+        unindexed = sum(about.rows >= self.limits.ann_rows and about.kind == "exact" for about in segments)
+        notes = (
+            [f"{unindexed} large segments have no sound search structure and are searched exactly, which is slower: seal the index"]
+            if unindexed
+            else []
+        )
+        if segments and all(about.kind == "exact" for about in segments) and not unindexed:
+            notes.append(f"small enough to be searched exactly (a search structure starts at {self.limits.ann_rows:,} rows)")
+        head = self.header
+        with explained("measuring the index"):
+            bytes_on_disk = sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return IndexInfo(
+            path=str(self.path),
+            engine=head.engine,
+            dim=head.dim,
+            fingerprint=head.fingerprint,
+            model=head.model,
+            created=head.created,
+            rows=rows,
+            log_rows=len(now.log.ids),
+            dead_rows=sum(about.dead for about in segments),
+            bytes_on_disk=bytes_on_disk,
+            recall_at_10=found / rows if rows else 1.0,
+            segments=segments,
+            notes=tuple(notes),
+        )
+
+    def verify(self) -> list[str]:
+        """See ``Index.verify``: every byte is read, hashes are compared, and items are matched with their vectors."""
+        with self._writing, self._reading:
+            with self._reader.reading("verifying the index"):
+                found = self._reader.problems(self.header.dim)
+                rows = self._reader.segments()
+            for row in rows:
+                found += self._problems_of(row.number)
+            if not found:
+                found += self._unmatched()
+            return found
+
+    def _problems_of(self, number: int) -> list[str]:
+        with self._reading, self._reader.reading("verifying the index"):
+            for row in self._reader.segments():
+                if row.number == number:
+                    dead = self._reader.dead()
+                    try:
+                        segment = open_segment(self.path, row, self.header.dim, dead[dead[:, 1] == number, 2])
+                        return problems(self.path, segment)
+                    except (OSError, IndexStoreError) as error:
+                        return [str(error)]
+        return []
+
+    def _unmatched(self) -> list[str]:
+        located, ids = np.sort(self._located()), self.ids()
+        found = []
+        if len(np.unique(located)) != len(located):
+            found.append("an item has more than one vector")
+        if num := len(np.setdiff1d(ids, located)):
+            found.append(f"{num} items have no vector")
+        if num := len(np.setdiff1d(located, ids)):
+            found.append(f"{num} vectors belong to no item")
+        for segment in self._current(with_log=False).segments:
+            if segment.row.ann_kind is not None and not writer.has_sound_ann(self.path, segment):
+                found.append(
+                    f"{ann_file(self.path, segment.row.number).name}: missing or not what was recorded; seal the index to build it again"
+                )
+        return found
+
+
+def _bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
+    for segment in segments:
+        store.bury(segment.row.number, segment.rows_of(ids))
+
+
+def _parsed(where: str | Filter | None) -> Filter | None:
+    return filters.parse(where) if isinstance(where, str) else where
+
+
+def _describe(segment: Segment, sound: bool) -> SegmentInfo:
+    row = segment.row
+    kind = row.ann_kind if sound and row.ann_kind else "exact"
+    dead = row.rows - segment.num_live
+    if kind == "exact":
+        return SegmentInfo(row.rows, dead, kind, None, 1.0, None)
+    return SegmentInfo(row.rows, dead, kind, row.parameter, row.recall_at_10 or 0.0, row.calibrated)

@@ -1,0 +1,164 @@
+"""Sealed segments: immutable vectors on disk, memory-mapped, with the ids of their rows beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.errors import IndexStoreError
+from sightline.index.base import check_vectors, sync_folder
+from sightline.index.store import SegmentRow
+
+FOLDER = "segments"
+BLOCK_BYTES = 1 << 22
+SPOT_CHECKS = 64
+"""Rows read when a segment is opened: enough to notice a file of zeros; ``verify`` reads them all."""
+
+
+def vectors_file(folder: Path, number: int) -> Path:
+    """Return where the vectors of a segment are: a float32 ``.npy`` ``[M, D]``."""
+    return folder / FOLDER / f"{number:06d}.vectors.npy"
+
+
+def ids_file(folder: Path, number: int) -> Path:
+    """Return where the ids of a segment's rows are: an int64 ``.npy`` ``[M]``, ascending."""
+    return folder / FOLDER / f"{number:06d}.ids.npy"
+
+
+def ann_file(folder: Path, number: int) -> Path:
+    """Return where the derived search structure of a segment is."""
+    return folder / FOLDER / f"{number:06d}.faiss"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A segment as one generation sees it: ``ids`` ``[M]`` ascending, ``vectors`` ``[M, D]`` on disk, ``live`` ``[M]``."""
+
+    row: SegmentRow
+    ids: IntArray
+    vectors: FloatArray
+    live: BoolArray
+    file: Path
+    num_live: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_live", int(self.live.sum()))
+
+    def rows_of(self, ids: IntArray) -> IntArray:
+        """Return the living rows that hold ``ids`` (ascending), ascending; ids that are not here are left out."""
+        rows = np.searchsorted(self.ids, ids)
+        rows = rows[self.ids[np.minimum(rows, len(self.ids) - 1)] == ids]
+        found: IntArray = rows[self.live[rows]]
+        return found
+
+
+def write_segment(folder: Path, number: int, dim: int, parts: Iterable[tuple[IntArray, FloatArray]], num_rows: int) -> SegmentRow:
+    """Write (ids, vectors) parts, ascending by id and ``num_rows`` in all, as durable files, and return what to publish.
+
+    Nothing points at the files yet: killed before ``Store.publish``, they are litter that the next writer sweeps.
+    """
+    ids_parts: list[IntArray] = []
+
+    def blocks() -> Iterator[bytes]:
+        for ids, vectors in parts:
+            ids_parts.append(ids)
+            yield np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+
+    vectors_sha256 = _write_npy(vectors_file(folder, number), "<f4", (num_rows, dim), blocks())
+    ids = np.concatenate(ids_parts)
+    if len(ids) != num_rows or np.any(np.diff(ids) <= 0):
+        raise AssertionError("a segment's ids must ascend and be as many as announced")
+    ids_sha256 = _write_npy(ids_file(folder, number), "<i8", (num_rows,), iter([ids.astype("<i8").tobytes()]))
+    sync_folder(folder / FOLDER)
+    return SegmentRow(number, num_rows, vectors_sha256, ids_sha256)
+
+
+def _write_npy(file: Path, dtype: str, shape: tuple[int, ...], blocks: Iterator[bytes]) -> str:
+    draft = file.with_name(file.name + ".tmp")
+    with draft.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+        out.flush()
+        digest = hashlib.sha256(draft.read_bytes())
+        for block in blocks:
+            digest.update(block)
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.replace(file)
+    return digest.hexdigest()
+
+
+def open_segment(folder: Path, row: SegmentRow, dim: int, dead_rows: IntArray) -> Segment:
+    """Return a published segment, its vectors mapped, not read.
+
+    Raises:
+        FileNotFoundError: a file is not there; a writer may have just merged the segment away.
+        IndexStoreError: a file is not what was published.
+    """
+    ids = _map(ids_file(folder, row.number), "<i8", (row.rows,))
+    file = vectors_file(folder, row.number)
+    vectors = _map(file, "<f4", (row.rows, dim))
+    try:
+        check_vectors(vectors[:: max(1, row.rows // SPOT_CHECKS)], dim)
+    except IndexStoreError as error:
+        raise damaged(file) from error
+    live = np.ones(row.rows, dtype=np.bool_)
+    live[dead_rows] = False
+    return Segment(row, np.array(ids), vectors, live, file)
+
+
+def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise damaged(file) from error
+    if found.dtype != np.dtype(dtype) or found.shape != shape:
+        raise damaged(file)
+    return np.asarray(found)  # a plain view of the mapping: np.memmap's own bookkeeping costs more than a small product
+
+
+def damaged(file: Path) -> IndexStoreError:
+    """Return the error for a file that cannot be rebuilt."""
+    return IndexStoreError(
+        f"'{file}' is damaged: restore it from a copy, or let `sightline index INDEX --repair` forget its images and index them again"
+    )
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with file.open("rb") as source:
+        while block := source.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def problems(folder: Path, segment: Segment) -> list[str]:
+    """Return what is wrong with a segment's files, one line each."""
+    row = segment.row
+    found = []
+    for file, sha256 in ((vectors_file(folder, row.number), row.vectors_sha256), (ids_file(folder, row.number), row.ids_sha256)):
+        if sha256_of(file) != sha256:
+            found.append(f"{FOLDER}/{file.name}: its content is not what was published (SHA-256 differs)")
+    try:
+        for start in range(0, row.rows, 65_536):
+            check_vectors(segment.vectors[start : start + 65_536], segment.vectors.shape[1])
+    except IndexStoreError:
+        found.append(f"{FOLDER}/{vectors_file(folder, row.number).name}: a vector does not have unit length")
+    return found
+
+
+def sweep(folder: Path, published: Iterable[int]) -> None:
+    """Delete files that no published segment owns: what a killed writer left (writers only)."""
+    kept = {f"{number:06d}" for number in published}
+    for file in sorted((folder / FOLDER).iterdir()):
+        if file.name.partition(".")[0] not in kept or file.suffix == ".tmp":
+            file.unlink()

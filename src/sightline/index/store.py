@@ -1,0 +1,322 @@
+"""The truth of a local index: one SQLite file with the items, their metadata, and the vectors that are not in a segment yet.
+
+Write-ahead log, ``synchronous=FULL``: a commit has reached the disk when it returns, and readers in other processes are never
+blocked by the writer. Everything that changes what a search may answer happens in one transaction that raises ``generation``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.contracts import FloatArray, IntArray
+from sightline.errors import DiskFullError, IndexStoreError, SightlineError, UsageError, explain_os_error, nearest
+from sightline.index.base import Item, Known
+from sightline.index.filters import Filter, keys, to_sql
+
+FILE = "index.db"
+BUSY_TIMEOUT_MS = 10_000
+LOG_PART_ROWS = 4_096
+
+# items.id is AUTOINCREMENT so that the id of a removed picture is never given to another one. `facts` is the metadata once more, by
+# key and value: a filter is an index range, not a parse of every item's JSON. `dead` numbers are never reused either, so a reader
+# asks only for those above the last it saw. `log.seq` changes whenever the vector does.
+SCHEMA = """
+CREATE TABLE state(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO state VALUES ('generation', 0);
+CREATE TABLE items(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL,
+    size_bytes INTEGER, mtime_ns INTEGER, content_sha256 TEXT);
+CREATE TABLE facts(key TEXT NOT NULL, value NOT NULL, item INTEGER NOT NULL, PRIMARY KEY (key, value, item)) WITHOUT ROWID;
+CREATE TABLE log(seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL UNIQUE, vector BLOB NOT NULL);
+CREATE TABLE segments(
+    number INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, vectors_sha256 TEXT NOT NULL, ids_sha256 TEXT NOT NULL,
+    ann_kind TEXT, ann_sha256 TEXT, parameter INTEGER, recall_at_10 REAL, calibrated TEXT);
+CREATE TABLE dead(number INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT NULL, row INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """What the truth says of a segment: its size, the hashes of its files, and how its search structure was calibrated."""
+
+    number: int
+    rows: int
+    vectors_sha256: str
+    ids_sha256: str
+    ann_kind: str | None = None
+    ann_sha256: str | None = None
+    parameter: int | None = None
+    recall_at_10: float | None = None
+    calibrated: str | None = None
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn errors of SQLite and of the file system into one line of ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _explain(error, doing) from error
+    except OSError as error:
+        raise explain_os_error(error, doing) from error
+
+
+def _explain(error: sqlite3.Error, doing: str) -> SightlineError:
+    code = getattr(error, "sqlite_errorcode", None)
+    kind = None if code is None else code & 0xFF  # the extended codes share their first byte
+    if kind == sqlite3.SQLITE_FULL:
+        return DiskFullError(
+            f"no space left on the disk while {doing}: free some space and run the same command again; nothing acknowledged is lost"
+        )
+    if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return IndexStoreError(f"the index's {FILE} is damaged (found while {doing}): restore the folder from a copy, or index again")
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return IndexStoreError(f"another program holds the index's {FILE} (while {doing}): wait for it to finish and try again")
+    if kind in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+        return IndexStoreError(
+            f"the index's {FILE} cannot be opened or written while {doing} ({error}): check that it exists and its permissions"
+        )
+    return SightlineError(f"SQLite failed while {doing}: {error}")
+
+
+def create(folder: Path) -> None:
+    """Make the empty store of a new index in ``folder``."""
+    with explained("creating the index"):
+        connection = sqlite3.connect(folder / FILE, isolation_level=None)
+        try:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # lets a sealed log give its pages back; only settable while empty
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+        finally:
+            connection.close()
+
+
+class Store:
+    """One connection to the truth. Reading methods see one generation; writing ones belong inside ``writing``."""
+
+    def __init__(self, folder: Path, *, read_only: bool) -> None:
+        self.file = folder / FILE
+        if not self.file.is_file():
+            raise IndexStoreError(f"'{self.file}' is missing: restore the folder from a copy, or index again")
+        # On a read-only medium SQLite cannot make its shared-memory file; without a log beside it the file cannot change either.
+        frozen = read_only and not os.access(folder, os.W_OK) and not self.file.with_name(FILE + "-wal").exists()
+        options = "immutable=1" if frozen else "mode=ro" if read_only else "mode=rw"
+        with explained(f"opening '{folder}'"):
+            uri = f"{self.file.absolute().as_uri()}?{options}"
+            self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
+            if not read_only:
+                self.connection.execute("PRAGMA synchronous = FULL")
+            self.connection.execute("SELECT value FROM state").fetchall()  # the first statement is what reads the file
+
+    def close(self) -> None:
+        """Close the connection; the last one out folds the write-ahead log into the file."""
+        self.connection.close()
+
+    @contextmanager
+    def reading(self, doing: str = "reading the index") -> Iterator[None]:
+        """Hold one generation for all statements inside."""
+        with explained(doing):
+            self.connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self.connection.execute("COMMIT")
+
+    @contextmanager
+    def writing(self, doing: str) -> Iterator[None]:
+        """Make all statements inside one durable change, or none of them."""
+        with explained(doing):
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("UPDATE state SET value = value + 1 WHERE name = 'generation'")
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite itself rolls back on a full disk
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self.connection.execute(sql, values).fetchall()
+
+    def _ints(self, sql: str, values: Sequence[Any] = ()) -> IntArray:
+        return np.fromiter((row[0] for row in self.connection.execute(sql, values)), dtype=np.int64)
+
+    # --- items ----------------------------------------------------------------------------------------------------------------
+
+    def put_items(self, items: Sequence[Item]) -> IntArray:
+        """Add or replace items of distinct paths and return their ids ``[M]`` (inside ``writing``)."""
+        paths = json.dumps([item.path for item in items])
+        wanted = "SELECT {} FROM items WHERE path IN (SELECT value FROM json_each(?))"
+        self._forget_facts(self._rows(wanted.format("id, metadata"), [paths]))
+        rows = [(item.path, _as_json(item), item.size_bytes, item.mtime_ns, item.content_sha256) for item in items]
+        self.connection.executemany(
+            "INSERT INTO items(path, metadata, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?) ON CONFLICT(path) DO UPDATE SET "
+            "metadata = excluded.metadata, size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
+            rows,
+        )
+        id_of = dict(self._rows(wanted.format("path, id"), [paths]))
+        facts = ((key, value, id_of[item.path]) for item in items for key, value in item.metadata.items() if value is not None)
+        self.connection.executemany("INSERT INTO facts VALUES (?, ?, ?)", facts)
+        return np.array([id_of[item.path] for item in items], dtype=np.int64)
+
+    def drop_items(self, ids: IntArray) -> None:
+        """Delete items with their facts and log rows (inside ``writing``)."""
+        wanted = json.dumps(ids.tolist())
+        self._forget_facts(self._rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted]))
+        for sql in (
+            "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))",
+            "DELETE FROM log WHERE id IN (SELECT value FROM json_each(?))",
+        ):
+            self.connection.execute(sql, [wanted])
+
+    def _forget_facts(self, rows: Sequence[tuple[int, str]]) -> None:
+        facts = ((key, value, id) for id, metadata in rows for key, value in json.loads(metadata).items() if value is not None)
+        self.connection.executemany("DELETE FROM facts WHERE key = ? AND value = ? AND item = ?", facts)
+
+    def known(self) -> dict[str, Known]:
+        """Return ``path -> (size_bytes, mtime_ns, content_sha256)``."""
+        return {
+            path: (size, mtime, sha256)
+            for path, size, mtime, sha256 in self._rows("SELECT path, size_bytes, mtime_ns, content_sha256 FROM items")
+        }
+
+    def items(self, ids: IntArray) -> dict[int, Item]:
+        """Return the items of those ids that exist."""
+        sql = "SELECT id, path, metadata, size_bytes, mtime_ns, content_sha256 FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        return {id: Item(path, json.loads(metadata), *rest) for id, path, metadata, *rest in self._rows(sql, [json.dumps(ids.tolist())])}
+
+    def ids_of_paths(self, paths: Sequence[str]) -> IntArray:
+        """Return the ids of those paths that are known, ascending."""
+        return self._ints("SELECT id FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY id", [json.dumps(list(paths))])
+
+    def ids(self, where: Filter | None) -> IntArray:
+        """Return the ids of all items or of those that match, ascending.
+
+        Raises:
+            UsageError: the filter asks for a key that no item has.
+        """
+        if where is None:
+            return self._ints("SELECT id FROM items ORDER BY id")
+        self._check_keys(where)
+        condition, values = to_sql(where)
+        return self._ints(f"SELECT id FROM items WHERE {condition} ORDER BY id", values)
+
+    def _check_keys(self, where: Filter) -> None:
+        for key in keys(where):
+            if not self._rows("SELECT 1 FROM facts WHERE key = ? LIMIT 1", [key]):
+                others = [row[0] for row in self._rows("SELECT DISTINCT key FROM facts")]
+                if others:  # an index without any metadata yet matches nothing, and that is no mistake
+                    raise UsageError(f"no item has the metadata '{key}' that the filter asks for{nearest(key, [*others, 'id', 'path'])}")
+
+    def num_items(self) -> int:
+        """Return the number of items."""
+        return int(self._rows("SELECT count(*) FROM items")[0][0])
+
+    # --- the log --------------------------------------------------------------------------------------------------------------
+
+    def put_vectors(self, ids: IntArray, vectors: FloatArray) -> None:
+        """Put vectors into the log, in the place of those that are there (inside ``writing``)."""
+        self.connection.executemany(
+            "INSERT OR REPLACE INTO log(id, vector) VALUES (?, ?)",
+            ((int(id), vector.tobytes()) for id, vector in zip(ids, vectors, strict=True)),
+        )
+
+    def log_seqs(self) -> IntArray:
+        """Return the sequence numbers of the log, ascending."""
+        return self._ints("SELECT seq FROM log ORDER BY seq")
+
+    def log_rows(self, dim: int, *, after: int = 0) -> tuple[IntArray, FloatArray]:
+        """Return (ids ``[M]``, vectors ``[M, D]``) of the log rows above sequence number ``after``, in its order."""
+        rows = self._rows("SELECT id, vector FROM log WHERE seq > ? ORDER BY seq", [after])
+        vectors = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), dim)
+        return np.array([row[0] for row in rows], dtype=np.int64), vectors
+
+    def log_parts(self, dim: int) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Yield (ids ``[M]``, vectors ``[M, D]``) of the whole log by ascending id, a few thousand rows at a time."""
+        cursor = self.connection.execute("SELECT id, vector FROM log ORDER BY id")
+        while rows := cursor.fetchmany(LOG_PART_ROWS):
+            yield (
+                np.array([row[0] for row in rows], dtype=np.int64),
+                np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(-1, dim),
+            )
+
+    def num_log_rows(self) -> int:
+        """Return the number of rows in the log."""
+        return int(self._rows("SELECT count(*) FROM log")[0][0])
+
+    def clear_log(self) -> None:
+        """Delete every row of the log (inside ``writing``)."""
+        self.connection.execute("DELETE FROM log")
+
+    # --- segments -------------------------------------------------------------------------------------------------------------
+
+    def generation(self) -> int:
+        """Return the number that every change raises."""
+        return int(self._rows("SELECT value FROM state WHERE name = 'generation'")[0][0])
+
+    def segments(self) -> list[SegmentRow]:
+        """Return the published segments, oldest first."""
+        return [SegmentRow(*row) for row in self._rows("SELECT * FROM segments ORDER BY number")]
+
+    def next_segment(self) -> int:
+        """Return the number of the next segment."""
+        return int(self._rows("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'segments'), 0) + 1")[0][0])
+
+    def publish(self, segment: SegmentRow) -> None:
+        """Add a segment, or replace what is said of it (inside ``writing``)."""
+        names = list(SegmentRow.__dataclass_fields__)
+        self.connection.execute(
+            f"INSERT OR REPLACE INTO segments({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
+            [getattr(segment, name) for name in names],
+        )
+
+    def drop_segment(self, number: int) -> None:
+        """Forget a segment and its dead rows (inside ``writing``)."""
+        self.connection.execute("DELETE FROM segments WHERE number = ?", [number])
+        self.connection.execute("DELETE FROM dead WHERE segment = ?", [number])
+
+    def bury(self, segment: int, rows: IntArray) -> None:
+        """Mark rows of a segment as dead (inside ``writing``)."""
+        self.connection.executemany("INSERT INTO dead(segment, row) VALUES (?, ?)", ((segment, int(row)) for row in rows))
+
+    def dead(self, *, after: int = 0) -> IntArray:
+        """Return ``[M, 3]`` of (number, segment, row) for the dead rows numbered above ``after``."""
+        return np.array(
+            self._rows("SELECT number, segment, row FROM dead WHERE number > ? ORDER BY number", [after]), dtype=np.int64
+        ).reshape(-1, 3)
+
+    # --- upkeep ---------------------------------------------------------------------------------------------------------------
+
+    def give_back(self) -> None:
+        """Return free pages and the write-ahead log to the file system, as far as readers allow it now."""
+        with explained("giving space back"):
+            self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def problems(self, dim: int) -> list[str]:
+        """Return what is wrong inside the database, one line each."""
+        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
+        bad = self._rows("SELECT count(*) FROM log WHERE length(vector) != ?", [4 * dim])[0][0]
+        if bad:
+            found.append(f"{bad} vectors of the log are not {dim} wide")
+        num_facts = self._rows("SELECT count(*) FROM facts")[0][0]
+        num_values = sum(
+            value is not None for (text,) in self.connection.execute("SELECT metadata FROM items") for value in json.loads(text).values()
+        )
+        if num_facts != num_values:
+            found.append(f"{num_values:,} metadata values but {num_facts:,} in the filter table")
+        return [f"{FILE}: {line}" for line in found]
+
+
+def _as_json(item: Item) -> str:
+    return json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
