@@ -190,6 +190,12 @@ class Page:
             )
         return self
 
+    def picture_pairs(self, pairs: Sequence[tuple[Picture, Picture]]) -> Self:
+        """Add pictures two by two, each pair in a box of its own."""
+        shown = "".join(f"<div class=pair>{_picture(one)}{_picture(other)}</div>" for one, other in pairs)
+        self._parts.append(f"<div class=pairs>{shown}</div>")
+        return self
+
     def plots(self, plots: Sequence[Plot]) -> Self:
         """Add figures, side by side where there is room, as SVG that follows the page's colours."""
         drawn = []

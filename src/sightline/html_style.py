@@ -53,6 +53,9 @@ td small{display:block}
 .answer:first-of-type{border-top:0}
 .answer .strip{grid-template-columns:repeat(auto-fill,minmax(74px,1fr))}
 .answer p{margin:.7em 0 0;font-size:.82rem}
+.pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:12px}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:8px;padding:8px;border:1px solid var(--line);border-radius:14px}
+.pair figure{min-width:0}
 .frame{position:relative;aspect-ratio:1;border-radius:10px;overflow:hidden;background:var(--line);border:3px solid transparent}
 .frame img{display:block;width:100%;height:100%;object-fit:cover;border-radius:6px}
 .right .frame{border-color:var(--right)}
@@ -62,9 +65,10 @@ td small{display:block}
 font-weight:700;line-height:20px;text-align:center}
 .right .mark{color:var(--right)}.wrong .mark{color:var(--wrong)}.query .mark{color:var(--query)}
 .missing{display:grid;place-items:center;height:100%;font-size:.75rem;color:var(--quiet)}
-.strip figcaption,.lead figcaption{margin-top:4px;font-size:.78rem;line-height:1.3}
-.strip figcaption span,.lead figcaption span{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;color:var(--ink)}
-.strip small,.lead small{font-size:.74rem;font-variant-numeric:tabular-nums}
+.strip figcaption,.lead figcaption,.pair figcaption{margin-top:4px;font-size:.78rem;line-height:1.3}
+.strip figcaption span,.lead figcaption span,.pair figcaption span{display:block;overflow:hidden;
+text-overflow:ellipsis;white-space:nowrap;color:var(--ink)}
+.strip small,.lead small,.pair small{font-size:.74rem;font-variant-numeric:tabular-nums}
 .plot h3{margin-top:.8em}
 .plot svg{display:block;width:100%;max-width:640px;height:auto}
 .plot text{font-family:inherit}

@@ -60,7 +60,7 @@ def full_page() -> html.Page:
     page.details(HOSTILE, [HOSTILE]).numbers([html.Number(HOSTILE, HOSTILE, HOSTILE)])
     page.table([HOSTILE, "n", "bar"], [[html.Named(HOSTILE, HOSTILE), 12345, html.Bar(0.5, 0.4, 0.6)], [HOSTILE, 2, html.Bar(0.1)]])
     states = [html.Picture(noise(60, 40), HOSTILE, HOSTILE, state) for state in ("plain", "query", "right", "wrong")]
-    page.picture_strip([*states, html.Picture(None, HOSTILE)], lead=states[1], note=HOSTILE)
+    page.picture_strip([*states, html.Picture(None, HOSTILE)], lead=states[1], note=HOSTILE).picture_pairs([(states[0], states[3])])
     page.section("Figures").figure_svg(small_figure(), alt=HOSTILE, title=HOSTILE, caption=HOSTILE)
     return page.plots([html.Plot(small_figure(), "again", "again")])
 
@@ -73,7 +73,7 @@ def test_all_text_is_escaped_and_all_tags_are_closed():
     assert "script" not in {tag for tag, _ in checker.seen}
     assert "".join(checker.words).count("<script>") >= 14
     images = [attributes for tag, attributes in checker.seen if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 7
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in images)
     assert images[-1]["alt"].startswith("wrong: <script>")
 

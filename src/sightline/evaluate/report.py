@@ -239,10 +239,12 @@ def _add_confusions(page: Page, view: _View) -> None:
     rows: list[list[Cell]] = [[view.name(one.label), view.name(one.mistaken_for), one.count] for one in confused]
     page.table(["class", "taken for", "times"], rows)
     similarity = dict(zip(wrong.tolist(), found.similarity[:, 0].tolist(), strict=True))
-    pictures = []
-    for one in confused[: NUM_CONFUSED // 2]:
-        pictures += [view.query_picture(one.query), view.answer_picture(one.query, one.answer, similarity[one.query])]
-    page.picture_strip(pictures)
+    page.picture_pairs(
+        [
+            (view.query_picture(one.query), view.answer_picture(one.query, one.answer, similarity[one.query]))
+            for one in confused[: NUM_CONFUSED // 2]
+        ]
+    )
 
 
 def _add_duplicates(page: Page, view: _View, train: Collection, threshold: float) -> None:
@@ -255,21 +257,21 @@ def _add_duplicates(page: Page, view: _View, train: Collection, threshold: float
         f"{found.num_found:,} pairs of a training and an evaluation image with a similarity of {threshold:g} or more, among "
         f"{len(train.descriptors):,} training and {len(measured_rows):,} evaluation images. Images seen in training flatter the numbers.",
     )
-    pictures = []
+    pairs = []
     for place, other, similarity in zip(found.rows.tolist(), found.other_rows.tolist(), found.similarity.tolist(), strict=True):
         row, train_row = int(rows[place]), int(train.descriptors.rows[other])
-        pictures.append(Picture(view.thumbnail(view.records, row), f"evaluation: {view.records.paths[row]}", f"{similarity:.3f}"))
-        pictures.append(
-            Picture(view.thumbnail(train.records, train_row), f"training: {train.records.paths[train_row]}", f"{similarity:.3f}")
-        )
-    page.picture_strip(pictures)
+        measured_one = Picture(view.thumbnail(view.records, row), view.records.paths[row], f"evaluation, {similarity:.3f}")
+        pairs.append((measured_one, Picture(view.thumbnail(train.records, train_row), train.records.paths[train_row], "training")))
+    page.picture_pairs(pairs)
 
 
 def _add_method(page: Page, measured: Measured, command: str) -> None:
-    asked = "every image asks all the others" if measured.protocol == "leave-one-out" else "the query split asks the gallery split"
+    asked = "the query split asks the gallery split, and nothing is left out"
+    if measured.protocol == "leave-one-out":
+        asked = "every image asks all the others; it is never its own answer, left out by its row and not by its similarity"
     page.section("Method", "How it was measured.")
-    page.text(f"Protocol: {measured.protocol} ({asked}; a query is never its own answer, dropped by its row and not by its similarity).")
+    page.text(f"Protocol: {measured.protocol}: {asked}.")
     page.text(f"Ties: {measured.tie_rule}. Similarities are exact inner products in float32; no approximate index took part.")
     page.text(f"{measured.num_queries:,} queries, {measured.num_skipped:,} of them without a positive and so skipped.")
-    page.text("Intervals: 95 % percentile bootstrap, 1,000 resamples of whole classes, since queries of one class are not independent.")
+    page.text("Intervals: 95 % percentile bootstrap of whole classes, since queries of one class are not independent.")
     page.text("Made by:").code(command)
