@@ -1,0 +1,1 @@
+"""Looking inside a model: the shape of its descriptors, its attention, its neighbours."""
