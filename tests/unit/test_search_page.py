@@ -1,0 +1,48 @@
+"""The page of answers: every answer with its picture, similarity and metadata; hostile names are text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sightline.contracts import Hit, Hits
+from sightline.search import page as search_page
+from sightline.search.page import write_page
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / name for name in ("query.png", "<b>one.png", "two.png")]
+    for path, colour in zip(paths, ("red", "green", "blue"), strict=True):
+        Image.new("RGB", (30, 20), colour).save(path)
+    return paths
+
+
+def test_answers_are_shown_with_what_is_known_of_them(pictures: list[Path], tmp_path: Path) -> None:
+    query, one, two = pictures
+    hits = Hits((Hit(0, str(one), 0.98765, {"label": "cup & saucer", "camera": 3}), Hit(1, str(two), 0.5), Hit(2, "/gone.jpg", 0.25)))
+    written = write_page(tmp_path / "new" / "page.html", [query], [hits], command="sightline search")
+    text = written.read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg") == 3
+    assert text.count("not readable") == 1
+    assert "cup &amp; saucer" in text
+    assert "0.988 · camera 3" in text
+    assert "two.png" in text
+    assert "<b>one" not in text
+    assert "sightline search" in text
+
+
+def test_a_query_without_answers_says_so(pictures: list[Path], tmp_path: Path) -> None:
+    text = write_page(tmp_path / "page.html", pictures[:2], [Hits(()), Hits((Hit(0, str(pictures[2]), 0.5),))]).read_text(encoding="utf-8")
+    assert text.count("Nothing in the index matches.") == 1
+    assert "Answers to 2 pictures" in text
+
+
+def test_pictures_are_bounded(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_page, "MAX_PICTURES", 3)
+    hits = Hits(tuple(Hit(number, str(pictures[1]), 0.5) for number in range(2)))
+    text = write_page(tmp_path / "page.html", pictures[:2], [hits, hits]).read_text(encoding="utf-8")
+    assert text.count("data:image/jpeg") == 2 + 3
+    assert "1 more answers are not shown" in text
