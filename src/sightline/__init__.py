@@ -13,11 +13,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sightline.index.base import Index as Index
+    from sightline.index.base import Item as Item
     from sightline.nn.model_folder import load as load
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "sightline.nn.model_folder", "create_index": "sightline.index", "open_index": "sightline.index"}
+_LAZY = {"load": "sightline.nn.model_folder", "Index": "sightline.index.base", "Item": "sightline.index.base"}
 
 
 def __getattr__(name: str) -> Any:
