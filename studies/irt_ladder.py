@@ -38,7 +38,9 @@ def measure(rung: str, seed: int, arguments: argparse.Namespace) -> dict[str, fl
             untrained(arguments.recipe, arguments.settings, seed, run)
         else:
             settings = [*arguments.settings, *RUNGS[rung], f"seed={seed}"]
-            training.train(training.named_recipe(arguments.recipe, settings), arguments.data, run, resume=run.exists())
+            trained = training.train(training.named_recipe(arguments.recipe, settings), arguments.data, run, resume=run.exists())
+            if trained.progress.stopped_by:
+                raise SystemExit(f"stopped by {trained.progress.stopped_by}: the same command goes on")
         found = measuring.evaluate(str(run), arguments.data, split=arguments.split)
         model_folder.write_text(kept, json.dumps(found.to_json()))
     metrics: dict[str, float] = json.loads(kept.read_text())["metrics"]

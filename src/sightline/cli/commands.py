@@ -23,6 +23,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 PrecisionOption = Annotated[Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware multiplies it")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Dataset = Annotated[str, typer.Option("--dataset", help="auto (class folders or a manifest), cub, sop, inshop")]
+Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="check a named data set's official counts; a subset needs --no-verify")]
 
 
 def _command() -> str:
@@ -98,6 +99,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
     data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     dataset: Dataset = "auto",
+    verify: Verify = True,
     protocol: Annotated[str, typer.Option(help="auto, leave-one-out, query-gallery")] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
     report: Annotated[Path | None, typer.Option(help="write index.html and metrics.json into this folder")] = None,
@@ -112,7 +114,7 @@ def evaluate(
     from sightline.workflows import measuring
 
     evaluation = measuring.evaluate(
-        model, data, dataset=dataset, protocol=protocol, split=split, report=report, device=device, precision=precision, command=_command()
+        model, data, dataset=dataset, verify=verify, protocol=protocol, split=split, report=report, device=device, precision=precision, command=_command()
     )
     if as_json:
         _print_json(evaluation.to_json())
@@ -234,6 +236,7 @@ def inspect(
     data: Annotated[Path, typer.Option(help="images to look at the model with")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="folder for index.html and numbers.json")] = Path("inspection"),
     dataset: Dataset = "auto",
+    verify: Verify = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -243,7 +246,7 @@ def inspect(
     """
     from sightline.workflows import looking
 
-    numbers = looking.inspect(model, data, out, dataset=dataset, device=device, command=_command())
+    numbers = looking.inspect(model, data, out, dataset=dataset, verify=verify, device=device, command=_command())
     if as_json:
         _print_json(numbers)
     _note(f"page: {out / 'index.html'}")

@@ -38,7 +38,7 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return local
     if local.is_floating_point():
-        gathered: torch.Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+        gathered: torch.Tensor = _Gather.apply(local)
         return gathered
     parts = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(parts, local.contiguous())

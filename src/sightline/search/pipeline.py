@@ -43,7 +43,7 @@ def update_index(
     known = {path: (size_bytes, mtime_ns) for path, (size_bytes, mtime_ns, _) in index.known().items()}
     paths = [str(records.file(row).absolute()) for row in range(len(records))]
     stats = [_stat(path) for path in paths]
-    wanted = np.array([row for row, path in enumerate(paths) if known.get(path) != stats[row] or stats[row] is None], dtype=np.int64)
+    wanted = np.array([row for row, path in enumerate(paths) if (known.get(path) != stats[row] or stats[row] is None) and _is_text(path, bad_files)], dtype=np.int64)
     removed = index.remove(paths=_gone(known, paths, records.root)) if prune else 0
     added = changed = 0
     if len(wanted):
@@ -55,7 +55,7 @@ def update_index(
     if index.count() == 0:
         raise DataError(f"none of the {len(records):,} files in '{records.root}' could be read as an image: {bad_files.summary()}")
     index.seal()
-    return Update(added, changed, len(records) - len(wanted), removed, len(bad_files))
+    return Update(added, changed, sum(known.get(path) == stat for path, stat in zip(paths, stats, strict=True)), removed, len(bad_files))
 
 
 def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool) -> Iterator[tuple[IntArray, FloatArray]]:
@@ -64,6 +64,15 @@ def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_siz
     except DataError:
         if len(bad_files) < len(records):  # all of the *new* files are bad: the index keeps what it has
             raise
+
+
+def _is_text(path: str, bad_files: BadFiles) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        bad_files.add(path, "name not UTF-8: an index keeps paths as text; rename the file")
+        return False
+    return True
 
 
 def _stat(path: str) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -79,7 +79,7 @@ class Loop:
 
     def encoder(self) -> Encoder:
         """Return what is measured and saved: the averaged weights where the recipe keeps them, else the learner's."""
-        return self.average.module if self.average is not None else self.method.encoder()
+        return cast(Encoder, self.average.module) if self.average is not None else self.method.encoder()
 
     def run(self) -> Progress:
         """Train to the last step, or until SIGINT or SIGTERM: then save and return.

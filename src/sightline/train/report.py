@@ -19,7 +19,7 @@ class MetricsLog:
             self.stream.writelines(kept)
             from torch.utils.tensorboard import SummaryWriter  # 0.5 s to import
 
-            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at or None)  # type: ignore[no-untyped-call]
+            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at or None)
         except OSError as error:
             raise explain_os_error(error, f"opening the log in '{run}'") from error
 
@@ -41,11 +41,11 @@ class MetricsLog:
             self.stream.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 if isinstance(value, int | float):
-                    self.events.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+                    self.events.add_scalar(name, value, step)
         except OSError as error:
             raise explain_os_error(error, "writing the metrics") from error
 
     def close(self) -> None:
         """Flush and close both."""
         self.stream.close()
-        self.events.close()  # type: ignore[no-untyped-call]
+        self.events.close()

@@ -128,9 +128,10 @@ def part_to_measure(records: Records, model: str, split: str) -> tuple[Records, 
         return records, "all images"
     if split != "auto":
         return records.split(split), f"split {split}"
-    present = set(records.splits or ())
+    splits = np.array(records.splits or (), dtype=str)
+    present = set(splits.tolist())
     if {"query", "gallery"} <= present:
-        return records.select(np.isin(records.splits, ["query", "gallery"])), "splits query and gallery"
+        return records.select(np.isin(splits, ["query", "gallery"])), "splits query and gallery"
     if "test" in present:
         return records.split("test"), "split test"
     learnt, chose_by = _classes_of_run(Path(model))

@@ -91,6 +91,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
         method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, num_images=len(learning))
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
+        assert learning.labels is not None
         sampler = PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
         transform = train_transform(recipe.augment, recipe.image)
 
