@@ -10,6 +10,7 @@ from PIL import Image
 
 from sightline.contracts import Descriptors
 from sightline.data.records import Records
+from sightline.data.thumbnails import readable_thumbnail
 from sightline.evaluate import protocols, report
 
 
@@ -84,4 +85,4 @@ def test_pictures_are_bounded_however_many_queries(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"not an image"])
 def test_an_unreadable_file_has_no_thumbnail(tmp_path, content):
     (tmp_path / "a.jpg").write_bytes(content)
-    assert report.readable_thumbnail(Records(tmp_path, ("a.jpg",)), 0) is None
+    assert readable_thumbnail(Records(tmp_path, ("a.jpg",)), 0) is None

@@ -11,7 +11,7 @@ from sightline.data.records import Records
 from sightline.html import THUMBNAIL_PX
 
 
-def thumbnail(records: Records, row: int) -> Image.Image | None:
+def readable_thumbnail(records: Records, row: int) -> Image.Image | None:
     """Return the image of a row (its box, if it has one) at about thumbnail size, or None where it cannot be read."""
     from sightline.data.loading import open_image  # brings torch
 

@@ -10,13 +10,13 @@ import numpy as np
 from PIL import Image
 
 from sightline.contracts import Descriptors, IntArray
-from sightline.data.images import BadImage
 from sightline.data.records import Records
+from sightline.data.thumbnails import readable_thumbnail
 from sightline.evaluate import figures
 from sightline.evaluate.metrics import average_precision, first_rank
 from sightline.evaluate.protocols import Measured, Protocol, rows_of
 from sightline.evaluate.run import confusions, near_duplicates, separation
-from sightline.html import THUMBNAIL_PX, Bar, Cell, Named, Number, Page, Picture, Plot
+from sightline.html import Bar, Cell, Named, Number, Page, Picture, Plot
 from sightline.search.neighbours import nearest
 
 NUM_SHOWN = 10
@@ -30,16 +30,6 @@ MEANINGS = {
     "mrr": "one over the rank of the first right answer",
 }
 Thumbnail = Callable[[Records, int], Image.Image | None]
-
-
-def readable_thumbnail(records: Records, row: int) -> Image.Image | None:
-    """Return the image of a row at about thumbnail size, or None where it cannot be read."""
-    from sightline.data.loading import open_image  # brings torch
-
-    try:
-        return open_image(records, row, short_px=THUMBNAIL_PX)
-    except BadImage:
-        return None
 
 
 @dataclass(frozen=True, eq=False)

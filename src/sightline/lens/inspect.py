@@ -16,7 +16,7 @@ from sightline.contracts import Descriptors, FloatArray, IntArray, Ranking
 from sightline.data.images import BadImage
 from sightline.data.loading import open_image
 from sightline.data.records import Records
-from sightline.data.thumbnails import thumbnail as readable_thumbnail
+from sightline.data.thumbnails import readable_thumbnail
 from sightline.data.transforms import eval_transform
 from sightline.errors import ModelError, explain_os_error
 from sightline.html import Number, Page, Picture, Plot
