@@ -80,14 +80,28 @@ def test_an_export_that_disagrees_is_not_kept(encoder: Encoder, tmp_path: Path, 
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def first_pixels() -> object:
+def test_a_convolutional_backbone_takes_any_batch() -> None:
+    encoder = Encoder(ModelSpec(backbone="resnet10t", weights="random", pooling="mean"), ImageSpec(image_px=32)).eval()
+    traced = torch.export.export(encoder, (torch.zeros(2, 3, 32, 32),), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    assert traced.module()(torch.randn(5, 3, 32, 32)).shape == (5, 512)
+
+
+def test_a_fixed_batch_is_refused(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(export, "_traced", lambda encoder: first_pixels(4))
+    with pytest.raises(SightlineError, match="any size"):
+        export_onnx(encoder, tmp_path / "model.onnx", images=torch.randn(4, 3, 32, 32))
+    assert not list(tmp_path.iterdir())
+
+
+def first_pixels(batch: int | str = "batch") -> object:
     """Return a model that answers every image with its first row of pixels."""
     from onnx import TensorProto, helper
 
     values = {"s": [0, 0, 0], "e": [1, 1, 8], "a": [1, 2, 3], "n": [0, 8]}
     constants = [helper.make_tensor(name, TensorProto.INT64, [len(value)], value) for name, value in values.items()]
     nodes = [helper.make_node("Slice", ["images", "s", "e", "a"], ["row"]), helper.make_node("Reshape", ["row", "n"], ["descriptors"])]
-    taken = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 32, 32])
-    given = helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, ["batch", 8])
+    taken = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, 32, 32])
+    given = helper.make_tensor_value_info("descriptors", TensorProto.FLOAT, [batch, 8])
     graph = helper.make_graph(nodes, "row", [taken], [given], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

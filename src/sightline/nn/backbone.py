@@ -47,7 +47,7 @@ class Backbone(nn.Module):
             if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
                 features = features.permute(0, 2, 3, 1)
             rows, columns = features.shape[1:3]
-            return Tokens(features.new_zeros(len(features), 0, features.shape[-1]), features.flatten(1, 2), (rows, columns))
+            return Tokens(features.new_zeros(features.shape[0], 0, features.shape[-1]), features.flatten(1, 2), (rows, columns))
         patches = features[:, self.num_prefix :]
         return Tokens(features[:, : self.num_prefix], patches, self._grid(patches.shape[1], images))
 

@@ -42,7 +42,7 @@ def export_onnx(encoder: Encoder, path: Path, *, images: torch.Tensor) -> dict[s
 
     Raises:
         UsageError: the extra is not installed, the model is too large for one file, or the file cannot be written.
-        SightlineError: the exported model gives other descriptors than the original.
+        SightlineError: the exported model gives other descriptors than the original, or takes batches of one size only.
     """
     onnx, onnxruntime = _runtimes()
     num_bytes = sum(value.numel() * value.element_size() for value in encoder.state_dict().values())
@@ -115,6 +115,8 @@ def _traced(encoder: Encoder) -> Any:
 @torch.inference_mode()
 def _agreement(encoder: Encoder, file: Path, images: torch.Tensor, onnxruntime: Any) -> dict[str, float]:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    if not isinstance(session.get_inputs()[0].shape[0], str):  # the exporter says nothing where a network's code fixes the batch
+        raise SightlineError("this backbone cannot be exported for batches of any size: please report its name and the version of torch")
     worst, furthest = 1.0, 0.0
     for batch in images.split(8):
         ours = encoder(batch)
