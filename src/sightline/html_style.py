@@ -65,7 +65,7 @@ td small{display:block}
 font-weight:700;line-height:20px;text-align:center}
 .right .mark{color:var(--right)}.wrong .mark{color:var(--wrong)}.query .mark{color:var(--query)}
 .missing{display:grid;place-items:center;height:100%;font-size:.75rem;color:var(--quiet)}
-.strip figcaption,.lead figcaption,.pair figcaption{margin-top:4px;font-size:.78rem;line-height:1.3}
+.strip figcaption,.lead figcaption,.pair figcaption{margin-top:4px;font-size:.78rem;line-height:1.3;overflow-wrap:anywhere}
 .strip figcaption span,.lead figcaption span,.pair figcaption span{display:block;overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;color:var(--ink)}
 .strip small,.lead small,.pair small{font-size:.74rem;font-variant-numeric:tabular-nums}

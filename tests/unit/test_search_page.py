@@ -28,7 +28,7 @@ def test_answers_are_shown_with_what_is_known_of_them(pictures: list[Path], tmp_
     assert text.count("data:image/jpeg") == 3
     assert text.count("not readable") == 1
     assert "cup &amp; saucer" in text
-    assert "0.988 · camera 3" in text
+    assert "0.988, camera 3" in text
     assert "two.png" in text
     assert "<b>one" not in text
     assert "sightline search" in text

@@ -30,8 +30,8 @@ def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, 
     for query, hits in zip(queries, answers, strict=True):
         shown = list(hits)[: max(0, MAX_PICTURES - num_shown)]
         num_shown += len(shown)
-        page.section(query.name)
-        page.picture_strip([_picture(hit) for hit in shown], lead=Picture(file_thumbnail(query), query.name, str(query), "query"))
+        page.section(query.name, str(query) if str(query) != query.name else "")
+        page.picture_strip([_picture(hit) for hit in shown], lead=Picture(file_thumbnail(query), query.name, state="query"))
         if not hits:
             page.text("Nothing in the index matches.")
         elif len(shown) < len(hits):
@@ -46,4 +46,4 @@ def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, 
 def _picture(hit: Hit) -> Picture:
     told = [f"{key} {value}" for key, value in hit.metadata.items() if key != "label" and value is not None]
     caption = str(hit.metadata.get("label") or Path(hit.path).name)
-    return Picture(file_thumbnail(Path(hit.path)), caption, " · ".join([f"{hit.similarity:.3f}", *told]))
+    return Picture(file_thumbnail(Path(hit.path)), caption, ", ".join([f"{hit.similarity:.3f}", *told]))
