@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from sightline import catalog
 from sightline.contracts import Ranking
 from sightline.errors import IndexStoreError, UsageError
@@ -37,7 +38,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def pictures(num: int, seed: int = 0) -> tuple[list[Item], np.ndarray]:
     random = np.random.default_rng(seed)
     items = [
-        Item(f"{seed}/{row:05d}.jpg", {"camera": row % 14, "tag": f"t{row % 50}", "price": row / 7} | ({"rare": True} if row % 3 == 0 else {}), row, row * 10)
+        Item(
+            f"{seed}/{row:05d}.jpg",
+            {"camera": row % 14, "tag": f"t{row % 50}", "price": row / 7} | ({"rare": True} if row % 3 == 0 else {}),
+            row,
+            row * 10,
+        )
         for row in range(num)
     ]
     surface = np.random.default_rng(99).normal(size=(4, DIM))  # one for all seeds: queries come from where the items do
@@ -88,7 +94,9 @@ class Model:
 
 
 def recall(found: Ranking, truth: np.ndarray) -> float:
-    shares = [len({*a} & {*b}) / len({*b}) for a, b in zip(found.rows.tolist(), truth.tolist(), strict=True)]  # pads are found when both have them
+    shares = [
+        len({*a} & {*b}) / len({*b}) for a, b in zip(found.rows.tolist(), truth.tolist(), strict=True)
+    ]  # pads are found when both have them
     return float(np.mean(shares))
 
 
@@ -152,6 +160,7 @@ def test_many_answers_are_as_good_as_ten(filled: Any) -> None:
     index, model = filled
     queries = pictures(20, seed=9)[1]
     assert recall(index.search(queries, 200), model.search(queries, 200, None)) >= 0.97
+    assert index.search(queries[:0], 7).rows.shape == (0, 7)
     assert index.search(queries, 2_000).rows.max(axis=0)[1_600] == -1
 
 
@@ -199,7 +208,7 @@ def test_removed_items_never_answer(filled: Any) -> None:
 
 def test_an_updated_item_keeps_its_id_and_has_only_its_new_vector(filled: Any) -> None:
     index, model = filled
-    path, (id, item, vector) = next(iter(model.items.items()))
+    path, (id, _, vector) = next(iter(model.items.items()))
     changed = Item(path, {"camera": 99})
     assert index.upsert([changed], -vector[None]).tolist() == [id]
     assert index.get(id) == changed
@@ -303,7 +312,9 @@ def test_wrong_use_is_explained(make: Make, tmp_path: Path) -> None:
         Index.open(path)
 
 
-@pytest.mark.parametrize("wrong", [{"path": 3}, {"": 1}, {"x": float("nan")}, {"x": 2**63}, {"x": [1]}, {"x": "\udc80"}, {"a`b": 1}, {"x": np.int64(3)}])
+@pytest.mark.parametrize(
+    "wrong", [{"path": 3}, {"": 1}, {"x": float("nan")}, {"x": 2**63}, {"x": [1]}, {"x": "\udc80"}, {"a`b": 1}, {"x": np.int64(3)}]
+)
 def test_metadata_that_cannot_be_filtered_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(IndexStoreError, match="metadata"):
         Item("a.jpg", wrong)
@@ -311,14 +322,25 @@ def test_metadata_that_cannot_be_filtered_is_refused(wrong: dict[str, Any]) -> N
 
 PATHS = st.integers(0, 30).map("p{}".format)
 KEYS = st.sampled_from(["a", "b c", 'q"', "ü"])
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(-3, 3, width=16), st.text("aZé'\"\\%_", max_size=2), st.sampled_from([0.1, 2**62, 1e300]))
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(-3, 3, width=16),
+    st.text("aZé'\"\\%_", max_size=2),
+    st.sampled_from([0.1, 2**62, 1e300]),
+)
 COMPARISONS: st.SearchStrategy[Filter] = st.one_of(
     st.builds(Compare, KEYS, st.sampled_from(["=", "!="]), VALUES),
     st.builds(Compare, KEYS, st.sampled_from(["<", "<=", ">", ">="]), VALUES.filter(lambda value: value is not None)),
     st.builds(In, KEYS, st.lists(VALUES, max_size=3).map(tuple)),
     st.builds(Compare, st.just("path"), st.sampled_from(["=", "!=", "<", ">="]), PATHS),
 )
-WHERE = st.recursive(COMPARISONS, lambda part: st.one_of(st.builds(Not, part), *(st.builds(kind, st.lists(part, max_size=3).map(tuple)) for kind in (And, Or))), max_leaves=5)
+WHERE = st.recursive(
+    COMPARISONS,
+    lambda part: st.one_of(st.builds(Not, part), *(st.builds(kind, st.lists(part, max_size=3).map(tuple)) for kind in (And, Or))),
+    max_leaves=5,
+)
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("put"), st.lists(st.tuples(PATHS, st.dictionaries(KEYS, VALUES, max_size=3)), max_size=12), st.integers(0, 99)),
@@ -333,7 +355,9 @@ STEPS = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS, where=WHERE)
-def test_any_history_leaves_what_a_dict_would_hold(make: Make, tmp_path_factory: pytest.TempPathFactory, steps: list[Any], where: Filter) -> None:
+def test_any_history_leaves_what_a_dict_would_hold(
+    make: Make, tmp_path_factory: pytest.TempPathFactory, steps: list[Any], where: Filter
+) -> None:
     path, model = tmp_path_factory.mktemp("model") / "index", Model()
     index = make(path)
     reader = Index.open(path, read_only=True)

@@ -56,7 +56,7 @@ def _check_fact(path: str, key: object, value: object) -> None:
             f"'{path}' cannot have metadata called {key!r}: use a text that is not empty, 'id' or 'path' and has no backquote"
         )
     readable = isinstance(value, str) and _is_text(value)
-    number = isinstance(value, int) and -(2**63) <= value < 2**63 or isinstance(value, float) and math.isfinite(value)
+    number = (isinstance(value, int) and -(2**63) <= value < 2**63) or (isinstance(value, float) and math.isfinite(value))
     if value is not None and not readable and not number:
         raise IndexStoreError(
             f"'{path}' cannot have the metadata {key} = {value!r}: use text, a finite number of at most 64 bits, true, false or null"

@@ -22,7 +22,7 @@ from sightline.index.base import Header, Index, IndexInfo, Item, Known, SegmentI
 from sightline.index.filters import Filter
 from sightline.index.segments import FOLDER, Segment, ann_file, open_segment, problems
 from sightline.index.snapshot import Snapshot
-from sightline.index.store import Store, create, explained
+from sightline.index.store import SegmentRow, Store, create, explained
 from sightline.index.writer import Limits, WriterLock
 
 MAX_K = 10_000
@@ -131,16 +131,17 @@ class LocalIndex(Index):
         """
         with self._writing:
             store = self._writable()
-            bad = [row for row in store.segments() if self._problems_of(row.number)]
-            self._snapshot = None
+            sound = [segment for row in store.segments() for segment, wrong in [self._checked(row)] if segment is not None and not wrong]
             with store.writing("repairing the index"):
-                for row in bad:
-                    store.drop_segment(row.number)
-            lost = np.setdiff1d(store.ids(None), self._located())
-            with store.writing("repairing the index"):
+                kept = [store.log_rows(self.header.dim)[1], *(segment.ids[segment.live] for segment in sound)]
+                lost = np.setdiff1d(store.ids(None), np.concatenate(kept))
                 store.drop_items(lost)
-            self.seal()
+                for row in store.segments():
+                    if row not in [segment.row for segment in sound]:
+                        store.drop_segment(row.number)
+            self._snapshot = None
             writer.sweep_litter(store, self.path)
+            self.seal()
         return len(lost)
 
     def _writable(self) -> Store:
@@ -247,11 +248,6 @@ class LocalIndex(Index):
                     self._anns[key] = ann.load(ann_file(self.path, row.number), row.ann_sha256, row.ann_kind, row.rows, row.parameter or 0)
             return self._anns[key]
 
-    def _located(self) -> IntArray:
-        now = self._current(with_log=True)
-        assert now.log is not None
-        return np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
-
     # --- about itself ---------------------------------------------------------------------------------------------------------
 
     def info(self) -> IndexInfo:
@@ -291,38 +287,45 @@ class LocalIndex(Index):
 
     def verify(self) -> list[str]:
         """See ``Index.verify``: every byte is read, hashes are compared, and items are matched with their vectors."""
-        with self._writing, self._reading:
-            with self._reader.reading("verifying the index"):
+        with self._writing:
+            with self._reading, self._reader.reading("verifying the index"):
                 found = self._reader.problems(self.header.dim)
                 rows = self._reader.segments()
             for row in rows:
-                found += self._problems_of(row.number)
-            if not found:
-                found += self._unmatched()
-            return found
+                wrong = self._checked(row)[1]
+                if wrong and self._is_published(row):  # another process may have merged it away meanwhile
+                    found += wrong
+            return found or self._unmatched()
 
-    def _problems_of(self, number: int) -> list[str]:
+    def _checked(self, row: SegmentRow) -> tuple[Segment | None, list[str]]:
         with self._reading, self._reader.reading("verifying the index"):
-            for row in self._reader.segments():
-                if row.number == number:
-                    dead = self._reader.dead()
-                    try:
-                        segment = open_segment(self.path, row, self.header.dim, dead[dead[:, 1] == number, 2])
-                        return problems(self.path, segment)
-                    except (OSError, IndexStoreError) as error:
-                        return [str(error)]
-        return []
+            dead = self._reader.dead()
+        try:
+            segment = open_segment(self.path, row, self.header.dim, dead[dead[:, 1] == row.number, 2])
+            return segment, problems(self.path, segment)
+        except (OSError, IndexStoreError) as error:
+            return None, [str(error)]
+
+    def _is_published(self, row: SegmentRow) -> bool:
+        with self._reading, self._reader.reading():
+            return row.number in [published.number for published in self._reader.segments()]
 
     def _unmatched(self) -> list[str]:
-        located, ids = np.sort(self._located()), self.ids()
-        found = []
-        if len(np.unique(located)) != len(located):
-            found.append("an item has more than one vector")
-        if num := len(np.setdiff1d(ids, located)):
-            found.append(f"{num} items have no vector")
-        if num := len(np.setdiff1d(located, ids)):
-            found.append(f"{num} vectors belong to no item")
-        for segment in self._current(with_log=False).segments:
+        with self._reading:
+            now = self._current(with_log=True)
+            with self._reader.reading():
+                if self._reader.generation() != now.generation:
+                    return self._unmatched()
+                ids = self._reader.ids(None)
+        assert now.log is not None
+        located = np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
+        counts = {
+            "items have more than one vector": len(located) - len(np.unique(located)),
+            "items have no vector": len(np.setdiff1d(ids, located)),
+            "vectors belong to no item": len(np.setdiff1d(located, ids)),
+        }
+        found = [f"{num} {what}" for what, num in counts.items() if num]
+        for segment in now.segments:
             if segment.row.ann_kind is not None and not writer.has_sound_ann(self.path, segment):
                 found.append(
                     f"{ann_file(self.path, segment.row.number).name}: missing or not what was recorded; seal the index to build it again"

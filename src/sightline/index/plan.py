@@ -63,6 +63,8 @@ def answer(
 ) -> Ranking:
     """Return the ``k`` closest allowed items of each query ``[Q, D]``, by id."""
     assert snapshot.log is not None
+    if not len(queries):
+        return Ranking(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
     parts = [_from_log(snapshot.log, allowed.log, queries, k)]
     for segment in snapshot.segments:
         mask = allowed.segments[segment.row.number]
@@ -75,9 +77,8 @@ def answer(
 
 
 def _from_log(log: Log, mask: BoolArray, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
-    order = np.argsort(log.ids)  # by id, so that ties fall to the lower id here too
-    rows, similarity = exact_top(queries, log.vectors[order], k, mask[order])
-    return _ids(log.ids[order], rows), similarity
+    rows, similarity = exact_top(queries, log.vectors, k, mask)
+    return _ids(log.ids, rows), similarity
 
 
 def _from_segment(segment: Segment, mask: BoolArray, num: int, queries: FloatArray, k: int, ann: Ann | None) -> tuple[IntArray, FloatArray]:

@@ -98,8 +98,7 @@ def open_segment(folder: Path, row: SegmentRow, dim: int, dead_rows: IntArray) -
     """Return a published segment, its vectors mapped, not read.
 
     Raises:
-        FileNotFoundError: a file is not there; a writer may have just merged the segment away.
-        IndexStoreError: a file is not what was published.
+        DamagedError: a file is missing or not what was published; see ``snapshot.current`` for the innocent reason.
     """
     ids = _map(ids_file(folder, row.number), "<i8", (row.rows,))
     file = vectors_file(folder, row.number)
@@ -116,8 +115,6 @@ def open_segment(folder: Path, row: SegmentRow, dim: int, dead_rows: IntArray) -
 def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise
     except (ValueError, EOFError, OSError) as error:
         raise damaged(file) from error
     if found.dtype != np.dtype(dtype) or found.shape != shape:
@@ -125,9 +122,13 @@ def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(found)  # a plain view of the mapping: np.memmap's own bookkeeping costs more than a small product
 
 
-def damaged(file: Path) -> IndexStoreError:
+class DamagedError(IndexStoreError):
+    """A file of a segment is missing or is not what was published, and cannot be rebuilt."""
+
+
+def damaged(file: Path) -> DamagedError:
     """Return the error for a file that cannot be rebuilt."""
-    return IndexStoreError(
+    return DamagedError(
         f"'{file}' is damaged: restore it from a copy, or let `sightline index INDEX --repair` forget its images and index them again"
     )
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
-from sightline.errors import IndexStoreError
-from sightline.index.segments import Segment, damaged, open_segment
+from sightline.index.segments import DamagedError, Segment, open_segment
 from sightline.index.store import Store
 
 RETRIES = 5
@@ -17,7 +16,7 @@ RETRIES = 5
 
 @dataclass(frozen=True)
 class Log:
-    """The acknowledged vectors that are in no segment yet: ``seqs`` and ``ids`` ``[M]``, ``vectors`` ``[M, D]``."""
+    """The acknowledged vectors that are in no segment yet: ``ids`` ``[M]`` ascending, ``seqs``, ``vectors`` ``[M, D]``."""
 
     seqs: IntArray
     ids: IntArray
@@ -49,8 +48,7 @@ def refresh(store: Store, folder: Path, dim: int, before: Snapshot | None, *, wi
     """Return the present snapshot, reusing what it shares with ``before`` (call inside ``store.reading``).
 
     Raises:
-        FileNotFoundError: a segment's file is gone; see ``current``.
-        IndexStoreError: a segment's file is damaged.
+        DamagedError: a segment's file is missing or damaged; see ``current``.
     """
     generation = store.generation()
     if before is not None and before.generation == generation and (before.log is not None or not with_log):
@@ -73,18 +71,24 @@ def refresh(store: Store, folder: Path, dim: int, before: Snapshot | None, *, wi
 
 
 def current(store: Store, folder: Path, dim: int, before: Snapshot | None, *, with_log: bool) -> Snapshot:
-    """Return the present snapshot; a writer may merge a segment away between the look at its name and at its file."""
-    for attempt in range(RETRIES):
-        try:
-            with store.reading():
+    """Return the present snapshot.
+
+    A writer may merge a segment away between the look at its name and at its file: then a newer generation is there to be read.
+
+    Raises:
+        DamagedError: a segment's file is missing or damaged.
+    """
+    for _ in range(RETRIES):
+        with store.reading():
+            tried = store.generation()
+            try:
                 return refresh(store, folder, dim, before, with_log=with_log)
-        except FileNotFoundError as error:
-            if attempt == RETRIES - 1:
-                raise damaged(Path(error.filename)) from error
-        except IndexStoreError:
-            if attempt == RETRIES - 1:
-                raise
-    raise AssertionError("unreachable")
+            except DamagedError as error:
+                failure = error
+        with store.reading():
+            if store.generation() == tried:
+                break
+    raise failure
 
 
 def _without(live: BoolArray, dead_rows: IntArray) -> BoolArray:
@@ -94,9 +98,12 @@ def _without(live: BoolArray, dead_rows: IntArray) -> BoolArray:
 
 
 def _refresh_log(store: Store, dim: int, before: Log | None) -> Log:
-    seqs = store.log_seqs()
     if before is None or not len(before.seqs):
-        return Log(seqs, *store.log_rows(dim))
-    kept = np.isin(before.seqs, seqs, assume_unique=True)
-    ids, vectors = store.log_rows(dim, after=int(before.seqs[-1]))
-    return Log(seqs, np.concatenate([before.ids[kept], ids]), np.concatenate([before.vectors[kept], vectors]))
+        seqs, ids, vectors = store.log_rows(dim)
+    else:
+        kept = np.isin(before.seqs, store.log_seqs(), assume_unique=True)
+        new_seqs, new_ids, new_vectors = store.log_rows(dim, after=int(before.seqs.max()))
+        seqs, ids = np.concatenate([before.seqs[kept], new_seqs]), np.concatenate([before.ids[kept], new_ids])
+        vectors = np.concatenate([before.vectors[kept], new_vectors])
+    order = np.argsort(ids)
+    return Log(seqs[order], ids[order], vectors[order])

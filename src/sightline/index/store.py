@@ -24,6 +24,7 @@ from sightline.index.filters import Filter, keys, to_sql
 
 FILE = "index.db"
 BUSY_TIMEOUT_MS = 10_000
+POLITE_TIMEOUT_MS = 200
 LOG_PART_ROWS = 4_096
 
 # items.id is AUTOINCREMENT so that the id of a removed picture is never given to another one. `facts` is the metadata once more, by
@@ -160,8 +161,9 @@ class Store:
         self._forget_facts(self._rows(wanted.format("id, metadata"), [paths]))
         rows = [(item.path, _as_json(item), item.size_bytes, item.mtime_ns, item.content_sha256) for item in items]
         self.connection.executemany(
-            "INSERT INTO items(path, metadata, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?) ON CONFLICT(path) DO UPDATE SET "
-            "metadata = excluded.metadata, size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
+            "INSERT INTO items(path, metadata, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT(path) DO UPDATE SET metadata = excluded.metadata, size_bytes = excluded.size_bytes, "
+            "mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
             rows,
         )
         id_of = dict(self._rows(wanted.format("path, id"), [paths]))
@@ -232,14 +234,15 @@ class Store:
         )
 
     def log_seqs(self) -> IntArray:
-        """Return the sequence numbers of the log, ascending."""
-        return self._ints("SELECT seq FROM log ORDER BY seq")
+        """Return the sequence numbers of the log."""
+        return self._ints("SELECT seq FROM log")
 
-    def log_rows(self, dim: int, *, after: int = 0) -> tuple[IntArray, FloatArray]:
-        """Return (ids ``[M]``, vectors ``[M, D]``) of the log rows above sequence number ``after``, in its order."""
-        rows = self._rows("SELECT id, vector FROM log WHERE seq > ? ORDER BY seq", [after])
-        vectors = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), dim)
-        return np.array([row[0] for row in rows], dtype=np.int64), vectors
+    def log_rows(self, dim: int, *, after: int = 0) -> tuple[IntArray, IntArray, FloatArray]:
+        """Return (sequence numbers ``[M]``, ids ``[M]``, vectors ``[M, D]``) of the log rows above sequence number ``after``."""
+        rows = self._rows("SELECT seq, id, vector FROM log WHERE seq > ?", [after])
+        vectors = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f4").reshape(len(rows), dim)
+        numbers = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+        return numbers[:, 0], numbers[:, 1], vectors
 
     def log_parts(self, dim: int) -> Iterator[tuple[IntArray, FloatArray]]:
         """Yield (ids ``[M]``, vectors ``[M, D]``) of the whole log by ascending id, a few thousand rows at a time."""
@@ -300,8 +303,11 @@ class Store:
     def give_back(self) -> None:
         """Return free pages and the write-ahead log to the file system, as far as readers allow it now."""
         with explained("giving space back"):
-            self.connection.execute("PRAGMA incremental_vacuum").fetchall()
+            self.connection.executescript("PRAGMA incremental_vacuum")  # `execute` would free one page and stop
+            # A reader in the middle of a statement keeps the log a little longer; the next call gives it back.
+            self.connection.execute(f"PRAGMA busy_timeout = {POLITE_TIMEOUT_MS}")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def problems(self, dim: int) -> list[str]:
         """Return what is wrong inside the database, one line each."""
