@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Descriptors
 from sightline.data.records import Records
-from sightline.errors import DataError
+from sightline.errors import DataError, UsageError
 from sightline.evaluate import protocols, run
 
 
@@ -51,7 +51,7 @@ def test_auto_chooses_by_the_splits():
     ],
 )
 def test_unsuitable_records_are_refused_in_one_line(records, name, message):
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         protocols.choose_protocol(records, name)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from sightline import catalog
 from sightline.contracts import Descriptors, IntArray
 from sightline.data.records import Records
-from sightline.errors import DataError, nearest
+from sightline.errors import DataError
 from sightline.evaluate.metrics import TIE_RULE, USUAL_KS, PositiveRanks, positive_ranks, summarise
 
 
@@ -60,20 +60,17 @@ def query_gallery(records: Records) -> Protocol:
     return Protocol("query-gallery", rows["query"], rows["gallery"])
 
 
-PROTOCOLS: Mapping[str, Callable[[Records], Protocol]] = MappingProxyType({"leave-one-out": leave_one_out, "query-gallery": query_gallery})
-
-
 def choose_protocol(records: Records, name: str = "auto") -> Protocol:
     """Return the protocol called ``name``; ``auto`` takes query-gallery where the records have both splits, else leave-one-out.
 
     Raises:
-        DataError: there is no such protocol, or the records do not suit it.
+        UsageError: there is no such protocol.
+        DataError: the records do not suit it.
     """
     if name == "auto":
         name = "query-gallery" if records.splits is not None and {"query", "gallery"} <= set(records.splits) else "leave-one-out"
-    if name not in PROTOCOLS:
-        raise DataError(f"unknown protocol '{name}'{nearest(name, ['auto', *PROTOCOLS])}")
-    return PROTOCOLS[name](records)
+    protocol: Protocol = catalog.find("protocols", name)(records)
+    return protocol
 
 
 def _labels(records: Records) -> IntArray:

@@ -15,6 +15,7 @@ and once over the memory, and the two are added.
 Departs:
     - a pair of a descriptor with its own entry in the memory is dropped by position; the published memory drops positives with
       a similarity above 1 - 1e-5, which also drops true pairs of duplicate images;
+    - the memory is a ring; the published one, where a batch does not fit at its end, shifts the batch back over its newest entries;
     - the negative term subtracts beta as equation 1 does; the published memory adds z_i.z_j itself (same gradient, other value).
 """
 
