@@ -128,9 +128,7 @@ class DamagedError(IndexStoreError):
 
 def damaged(file: Path) -> DamagedError:
     """Return the error for a file that cannot be rebuilt."""
-    return DamagedError(
-        f"'{file}' is damaged: restore it from a copy, or let `sightline index INDEX --repair` forget its images and index them again"
-    )
+    return DamagedError(f"'{file}' is damaged: restore it from a copy, or forget its images with Index.repair() and index them again")
 
 
 def sha256_of(file: Path) -> str:
