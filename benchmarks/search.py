@@ -183,18 +183,20 @@ def main() -> None:
         truth = truths(vectors, queries)
         with tempfile.TemporaryDirectory() as folder:
             faiss.omp_set_num_threads(2)
-            rows = measure_sightline(Path(folder) / "index", vectors, queries, truth, options.repeats)
+            show(kind, measure_sightline(Path(folder) / "index", vectors, queries, truth, options.repeats))
         if not options.no_peers:
             flat = faiss.IndexFlatIP(options.dim)
-            rows += measure_faiss(
-                "faiss Flat", flat, lambda selector: faiss.SearchParameters(sel=selector), vectors, queries, truth, options.repeats
-            )
+            plain = lambda selector: faiss.SearchParameters(sel=selector)  # noqa: E731
+            show(kind, measure_faiss("faiss Flat", flat, plain, vectors, queries, truth, options.repeats))
             graph = faiss.IndexHNSWFlat(options.dim, 32)
             graph.hnsw.efConstruction = 128
-            search_options = lambda selector: faiss.SearchParametersHNSW(efSearch=96, sel=selector)  # noqa: E731
-            rows += measure_faiss("faiss HNSW32 f32, ef 96", graph, search_options, vectors, queries, truth, options.repeats)
-        for row in rows:
-            print(json.dumps({"data": kind, **row}), flush=True)
+            walk = lambda selector: faiss.SearchParametersHNSW(efSearch=96, sel=selector)  # noqa: E731
+            show(kind, measure_faiss("faiss HNSW32 f32, ef 96", graph, walk, vectors, queries, truth, options.repeats))
+
+
+def show(kind: str, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        print(json.dumps({"data": kind, **row}), flush=True)
 
 
 if __name__ == "__main__":
