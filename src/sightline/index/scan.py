@@ -47,7 +47,9 @@ def _exact_top(queries: FloatArray, vectors: FloatArray, k: int, allowed: BoolAr
 def _merge_block(queries: FloatArray, block: FloatArray, rows: IntArray, best_rows: IntArray, best: FloatArray) -> None:
     """Let a block's rows into the best so far, which are changed in place."""
     k = best.shape[1]
-    rough = queries @ block.T  # [Q, block]
+    # For one query a threaded product waits a scheduler's turn for its second thread when the machine is busy: 18 ms for 2,000 rows
+    # 384 wide, einsum on one thread 1.3 ms. For many queries the product is far ahead.
+    rough = np.einsum("qd,md->qm", queries, block) if len(queries) == 1 else queries @ block.T  # [Q, block]
     floor = best[:, -1]
     if len(rows) > k and np.any(np.isneginf(floor)):
         floor = np.maximum(floor, np.partition(rough, len(rows) - k, axis=1)[:, len(rows) - k])
