@@ -36,12 +36,12 @@ MAX_PLACES = 12  # a photograph
 LEAST_CONTRAST = 12.0  # standard deviation of grey levels: a patch of empty sky has no identity
 MARK = ".sightline-demo"
 RECIPE = "irt/small"
-SETTINGS = ("image_px=48", "classes_per_batch=16", "images_per_class=4", "augment=square", "jitter=0.3", "validation=0.15", "validate_every=100")
+SETTINGS = ("image_px=48", "rotate_deg=25", "validate_every=50")
 
 Say = Callable[[str], None]
 
 
-def run(out: Path, *, steps: int = 300, say: Say = print) -> dict[str, Any]:
+def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
     """Cut the photographs, train, measure before and after, index and search; returns what was measured and where everything lies.
 
     Raises:
@@ -53,7 +53,7 @@ def run(out: Path, *, steps: int = 300, say: Say = print) -> dict[str, Any]:
     say(f"cut {num_train} training and {num_test} test identities, {NUM_VIEWS} views each, from {len(TRAIN_PHOTOS)} and {len(TEST_PHOTOS)} photographs: {photos}")
     say("starting from random weights: nothing is downloaded (on your own photographs a pretrained start does far better)")
 
-    recipe = training.named_recipe(RECIPE, [*SETTINGS, f"steps={steps}", f"memory_start={steps // 4}"])
+    recipe = training.named_recipe(RECIPE, [*SETTINGS, f"steps={steps}"])
     runtime.seed_everything(recipe.train.seed)  # the very weights that training starts from
     model_folder.save(Encoder(recipe.model, recipe.image), out / "untrained")
     before = measuring.evaluate(str(out / "untrained"), photos)

@@ -300,7 +300,7 @@ def recipes(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the photographs, the run, the index and the report")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="how long to train")] = 300,
+    steps: Annotated[int, typer.Option(min=1, help="how long to train")] = 200,
     as_json: Json = False,
 ) -> None:
     """Train, measure, index and search real photographs, offline, in a few minutes.
