@@ -18,7 +18,10 @@ EXACT_SHARE = 0.03
 """A filter that leaves no more than this share of a segment is answered exactly."""
 
 WALK_ROWS = 16
-"""Rows that a graph walk looks at for each unit of ``efSearch``; see ``is_exact_sooner``."""
+MANY_QUERIES = 64
+WALK_ROWS_OF_MANY = 64
+"""Rows that a scan gets through while a graph walk takes one unit of ``efSearch``: few for one query, more for many, whose
+similarities are one matrix product. 200,000 rows, a filter that leaves 20 %: the walk answered 310 queries a second."""
 
 MOST_SIMILAR = 1.01
 """No two unit vectors are more similar; a stored vector that is was damaged on the disk."""
@@ -84,7 +87,7 @@ def _from_log(log: Log, mask: BoolArray, queries: FloatArray, k: int) -> tuple[I
 def _from_segment(segment: Segment, mask: BoolArray, num: int, queries: FloatArray, k: int, ann: Ann | None) -> tuple[IntArray, FloatArray]:
     allowed = None if num == len(mask) else mask
     effort = _effort(ann, k, num) if ann is not None else 0
-    if ann is None or is_exact_sooner(ann, effort, num):
+    if ann is None or is_exact_sooner(ann, effort, num, len(queries)):
         rows, similarity = exact_top(queries, segment.vectors, k, allowed)
     else:
         rows, similarity = ann.top(queries, segment.vectors, k, parameter=effort, allowed=allowed)
@@ -104,12 +107,13 @@ def _effort(ann: Ann, k: int, num: int) -> int:
     return int(ann.parameter * more_answers**0.5 * hidden)
 
 
-def is_exact_sooner(ann: Ann, effort: int, num: int) -> bool:
+def is_exact_sooner(ann: Ann, effort: int, num: int, num_queries: int) -> bool:
     """Return True where scanning the ``num`` allowed rows is less work than walking the structure with ``effort``.
 
     Rows read in order cost a fraction of rows met on a walk, so the rule errs towards the scan, which is also exact.
     """
-    return num <= EXACT_SHARE * ann.rows or (ann.kind == HNSW and num <= WALK_ROWS * effort)
+    walk_rows = WALK_ROWS_OF_MANY if num_queries >= MANY_QUERIES else WALK_ROWS
+    return num <= EXACT_SHARE * ann.rows or (ann.kind == HNSW and num <= walk_rows * effort)
 
 
 def _ids(ids: IntArray, rows: IntArray) -> IntArray:
