@@ -59,7 +59,10 @@ def main() -> None:
     rows = []
     for rung in RUNGS:
         found = [measure(rung, seed, arguments) for seed in range(arguments.seeds)]
-        cells = [f"{100 * np.mean([f[name] for f in found]):.1f} ± {100 * np.std([f[name] for f in found], ddof=min(1, len(found) - 1)):.1f}" for name in METRICS]
+        cells = [
+            f"{100 * np.mean([f[name] for f in found]):.1f} ± {100 * np.std([f[name] for f in found], ddof=min(1, len(found) - 1)):.1f}"
+            for name in METRICS
+        ]
         rows.append(f"| IRT_{rung} | " + " | ".join(cells) + " |")
     print(f"| {arguments.seeds} seeds | " + " | ".join(METRICS) + " |\n|---|" + "---|" * len(METRICS))
     print("\n".join(rows))

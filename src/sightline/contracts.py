@@ -44,7 +44,9 @@ class Batch:
     def __post_init__(self) -> None:
         num = self.images.shape[0]
         if self.images.ndim != 4 or self.labels.shape != (num,) or self.rows.shape != (num,):
-            raise ValueError(f"a Batch needs images [B, 3, H, W], labels [B], rows [B]; got {tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.rows.shape)}")
+            raise ValueError(
+                f"a Batch needs images [B, 3, H, W], labels [B], rows [B]; got {tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.rows.shape)}"
+            )
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -64,7 +66,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if self.prefix.ndim != 3 or self.patches.ndim != 3 or self.grid[0] * self.grid[1] != self.patches.shape[1]:
-            raise ValueError(f"Tokens need prefix [B, P, D] and patches [B, rows * columns, D]; got {tuple(self.prefix.shape)}, {tuple(self.patches.shape)}, grid {self.grid}")
+            raise ValueError(
+                f"Tokens need prefix [B, P, D] and patches [B, rows * columns, D]; got {tuple(self.prefix.shape)}, {tuple(self.patches.shape)}, grid {self.grid}"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,8 +80,12 @@ class Descriptors:
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or self.rows.shape != (self.vectors.shape[0],):
-            raise ValueError(f"Descriptors need float32 vectors [M, D] and rows [M]; got {self.vectors.dtype} {self.vectors.shape}, {self.rows.shape}")
-        if len(self.vectors) and not np.allclose(np.linalg.norm(self.vectors[:: max(1, len(self.vectors) // 1024)], axis=1), 1.0, atol=UNIT_LENGTH_TOLERANCE):
+            raise ValueError(
+                f"Descriptors need float32 vectors [M, D] and rows [M]; got {self.vectors.dtype} {self.vectors.shape}, {self.rows.shape}"
+            )
+        if len(self.vectors) and not np.allclose(
+            np.linalg.norm(self.vectors[:: max(1, len(self.vectors) // 1024)], axis=1), 1.0, atol=UNIT_LENGTH_TOLERANCE
+        ):
             raise ValueError("Descriptors must have unit length: normalise them first")
 
     def __len__(self) -> int:

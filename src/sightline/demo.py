@@ -50,14 +50,21 @@ def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
     _clear(out)
     photos = out / "photos"
     num_train, num_test, query = _cut_all(photos, out)
-    say(f"cut {num_train} training and {num_test} test identities, {NUM_VIEWS} views each, from {len(TRAIN_PHOTOS)} and {len(TEST_PHOTOS)} photographs: {photos}")
+    say(
+        f"cut {num_train} training and {num_test} test identities, {NUM_VIEWS} views each, from {len(TRAIN_PHOTOS)} and {len(TEST_PHOTOS)} photographs: {photos}"
+    )
     say("starting from random weights: nothing is downloaded (on your own photographs a pretrained start does far better)")
 
     recipe = training.named_recipe(RECIPE, [*SETTINGS, f"steps={steps}"])
     runtime.seed_everything(recipe.train.seed)  # the very weights that training starts from
     model_folder.save(Encoder(recipe.model, recipe.image), out / "untrained")
     before = measuring.evaluate(str(out / "untrained"), photos)
-    training.train(recipe, photos, out / "run", command=f"sightline train {RECIPE} --data {photos} --out {out / 'run'} {' '.join(SETTINGS)} steps={steps}")
+    training.train(
+        recipe,
+        photos,
+        out / "run",
+        command=f"sightline train {RECIPE} --data {photos} --out {out / 'run'} {' '.join(SETTINGS)} steps={steps}",
+    )
     command = f"sightline evaluate {out / 'run'} --data {photos} --report {out / 'report'}"
     after = measuring.evaluate(str(out / "run"), photos, report=out / "report", command=command)
     say("\nidentities from photographs that training never saw, leave-one-out:")
@@ -71,7 +78,9 @@ def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
     say(f"the closest to {query} (a view that is not in the index):")
     for hit in answers[0]:
         say(f"  {hit.similarity:.3f}  {hit.path}")
-    say(f"\nreport:        {out / 'report' / 'index.html'}\nsearch page:   {out / 'search.html'}\nmodel card:    {out / 'run' / 'model' / 'README.md'}")
+    say(
+        f"\nreport:        {out / 'report' / 'index.html'}\nsearch page:   {out / 'search.html'}\nmodel card:    {out / 'run' / 'model' / 'README.md'}"
+    )
     return {
         "before": before.to_json(), "after": after.to_json(), "report": str(out / "report" / "index.html"),
         "search": [{"path": hit.path, "similarity": hit.similarity} for hit in answers[0]],

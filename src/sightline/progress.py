@@ -33,7 +33,11 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Return ``images_per_s``, ``data_wait`` (0 to 1) and ``memory_mib``, and start anew."""
         elapsed_s = self.elapsed_s
-        values = {"images_per_s": self.num_images / elapsed_s, "data_wait": self.waited_s / elapsed_s, "memory_mib": runtime.used_bytes() / MEBIBYTE}
+        values = {
+            "images_per_s": self.num_images / elapsed_s,
+            "data_wait": self.waited_s / elapsed_s,
+            "memory_mib": runtime.used_bytes() / MEBIBYTE,
+        }
         self.reset()
         return values
 
@@ -47,7 +51,12 @@ class Bar:
         self.live = self.console.is_terminal
         self.last_line_s = time.monotonic()
         self.last_done = done
-        columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+        )
         self.progress = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.live, transient=False)
         self.task = self.progress.add_task(what, total=total, completed=done, note="")
 

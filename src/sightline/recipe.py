@@ -75,7 +75,10 @@ class ModelSpec:
     frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone
 
     def __post_init__(self) -> None:
-        _require(self.gem_p > 0 and self.projection >= 0 and self.pca >= 0 and 0 <= self.drop_path < 1, "gem_p must be positive, widths not negative, drop_path in [0, 1)")
+        _require(
+            self.gem_p > 0 and self.projection >= 0 and self.pca >= 0 and 0 <= self.drop_path < 1,
+            "gem_p must be positive, widths not negative, drop_path in [0, 1)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +93,14 @@ class DataSpec:
     workers: int = -1  # loader processes; -1 is one per core this process may use, at most 8 (none on a machine with two or less)
 
     def __post_init__(self) -> None:
-        _require(self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1, "classes_per_batch and images_per_class must be positive, validation in [0, 1)")
+        _require(
+            self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1,
+            "classes_per_batch and images_per_class must be positive, validation in [0, 1)",
+        )
 
     @property
     def batch(self) -> int:
+        """Images a batch, over all processes."""
         return self.classes_per_batch * self.images_per_class
 
 
@@ -120,8 +127,14 @@ class TrainSpec:
     save_every: int = 500
 
     def __post_init__(self) -> None:
-        _require(min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) > 0, "steps, accumulate, log_every, validate_every and save_every must be positive")
-        _require(self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 <= self.ema < 1, "lr must be positive, layer_decay in (0, 1], ema in [0, 1)")
+        _require(
+            min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) > 0,
+            "steps, accumulate, log_every, validate_every and save_every must be positive",
+        )
+        _require(
+            self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 <= self.ema < 1,
+            "lr must be positive, layer_decay in (0, 1], ema in [0, 1)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

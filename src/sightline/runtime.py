@@ -28,6 +28,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
+        """True for the process that writes files and speaks."""
         return self.rank == 0
 
 

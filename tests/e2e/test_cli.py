@@ -76,7 +76,7 @@ def test_a_run_leaves_everything_that_it_needs_to_be_replayed(run: Path) -> None
 
 
 def test_evaluate_measures_unseen_classes_and_writes_the_report(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
-    code, out, err = shell("evaluate", run, "--data", photos, "--report", tmp_path / "report", "--json", "--device", "cpu")
+    code, out, _ = shell("evaluate", run, "--data", photos, "--report", tmp_path / "report", "--json", "--device", "cpu")
     assert code == 0
     answer = json.loads(out)
     assert answer["part"] == "classes held out of training (they chose the model: slightly optimistic)"
@@ -155,8 +155,7 @@ def test_inspect_writes_one_page(shell: Shell, run: Path, photos: Path, tmp_path
 
 
 def test_replay_and_resume(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
-    code, out, _ = shell("train", "--from", run, "--data", photos, "--out", tmp_path / "again", "--json")
-    assert code == 0
+    assert shell("train", "--from", run, "--data", photos, "--out", tmp_path / "again", "--json")[0] == 0
     first, again = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run, tmp_path / "again"))
     assert [json.loads(line).get("loss") for line in first] == [json.loads(line).get("loss") for line in again]
     assert shell("train", "--data", photos, "--out", tmp_path / "again", "--resume")[0] == 0  # nothing left to do
@@ -167,7 +166,7 @@ def test_replay_and_resume(shell: Shell, run: Path, photos: Path, tmp_path: Path
 
 def test_a_model_with_pca(shell: Shell, photos: Path, tmp_path: Path) -> None:
     assert shell("train", "irt/small", *SETTINGS, "pca=4", "projection=12", "--data", photos, "--out", tmp_path / "run")[0] == 0
-    code, out, _ = shell("embed", tmp_path / "run", "--images", photos, "--out", tmp_path / "v.npy", "--json")
+    _, out, _ = shell("embed", tmp_path / "run", "--images", photos, "--out", tmp_path / "v.npy", "--json")
     assert json.loads(out)["dim"] == 4
 
 
@@ -252,13 +251,20 @@ def places(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("places")
     store = root / "p.index"
     assert main(["index", str(store), "--model", str(run), "--images", str(photos)]) == 0
-    made = {"EMPTY": _empty(root / "empty"), "ONE": _one_class(root / "one"), "FEW": _few(root / "few"), "UNREADABLE": _unreadable(root / "unreadable")}
+    made = {
+        "EMPTY": _empty(root / "empty"),
+        "ONE": _one_class(root / "one"),
+        "FEW": _few(root / "few"),
+        "UNREADABLE": _unreadable(root / "unreadable"),
+    }
     made |= {"PHOTOS": photos, "RUN": run, "INDEX": store, "PICTURE": photos / "Klasse 2 ä" / "0.jpg", "MISSING": root / "MISSING"}
     return {name: str(path) for name, path in made.items()}
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
-def test_every_mistake_gets_one_line_and_exit_code_2(shell: Shell, places: dict[str, str], tmp_path: Path, arguments: Sequence[str], message: str) -> None:
+def test_every_mistake_gets_one_line_and_exit_code_2(
+    shell: Shell, places: dict[str, str], tmp_path: Path, arguments: Sequence[str], message: str
+) -> None:
     filled = [str(tmp_path / argument.lower()) if argument.startswith("OUT") else places.get(argument, argument) for argument in arguments]
     code, out, err = shell(*filled)
     complaints = [line for line in err.splitlines() if line.startswith("error: ")]

@@ -40,8 +40,28 @@ def free_port() -> int:
 
 
 def start(photos: Path, out: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
-    environ = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "sightline", "train", "irt/small", *SETTINGS, "--data", str(photos), "--out", str(out), "--device", "cpu"]
+    environ = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "sightline",
+        "train",
+        "irt/small",
+        *SETTINGS,
+        "--data",
+        str(photos),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -23,7 +23,9 @@ from sightline.nn.pooling import gem, pool
 from sightline.nn.reduction import fit_pca
 from sightline.recipe import ImageSpec, ModelSpec, TrainSpec
 
-TINY = ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random")
+TINY = ModelSpec(
+    backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random"
+)
 IMAGE = ImageSpec(image_px=32)
 
 
@@ -106,7 +108,11 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_freezing() -> None:
     def learning(parts: tuple[str, ...]) -> set[str]:
         encoder = Encoder(replace(TINY, frozen=parts), IMAGE)
-        return {name.removeprefix("backbone.net.").split(".")[0] + name.partition("blocks")[2][:2] for name, p in encoder.named_parameters() if p.requires_grad}
+        return {
+            name.removeprefix("backbone.net.").split(".")[0] + name.partition("blocks")[2][:2]
+            for name, p in encoder.named_parameters()
+            if p.requires_grad
+        }
 
     assert learning(("backbone",)) == set()
     assert learning(("embed",)) == {"blocks.0", "blocks.1", "norm"}
@@ -182,7 +188,11 @@ def test_a_damaged_folder_is_refused_in_one_line(encoder: Encoder, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("nowhere", "no model at"), ("random:vit_tinny_patch16_224", "did you mean"), ("timm:vit_tiny_patch16_224", r"weights=/path/to/model\.safetensors")],
+    [
+        ("nowhere", "no model at"),
+        ("random:vit_tinny_patch16_224", "did you mean"),
+        ("timm:vit_tiny_patch16_224", r"weights=/path/to/model\.safetensors"),
+    ],
 )
 def test_an_unknown_source_says_what_to_do(source: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -16,7 +16,9 @@ from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 
-TINY = ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random")
+TINY = ModelSpec(
+    backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random"
+)
 
 # Three descriptors at 0, 60 and 120 degrees: cosines 0.5 between neighbours, -0.5 between the ends.
 Z = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]], dtype=torch.float64)
@@ -51,7 +53,9 @@ def test_gradients_are_those_of_the_equations(reduction: str) -> None:
     keys = F.normalize(torch.randn(9, 4, dtype=torch.float64, generator=generator), dim=1)
     labels, key_labels = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1, 2, 0, 1, 2, -1, -1, 3])
     assert torch.autograd.gradcheck(lambda z: contrastive_loss(F.normalize(z, dim=1), labels, margin=0.3, reduction=reduction), raw)
-    assert torch.autograd.gradcheck(lambda z: contrastive_loss(F.normalize(z, dim=1), labels, keys, key_labels, margin=0.3, reduction=reduction), raw)
+    assert torch.autograd.gradcheck(
+        lambda z: contrastive_loss(F.normalize(z, dim=1), labels, keys, key_labels, margin=0.3, reduction=reduction), raw
+    )
     assert torch.autograd.gradcheck(lambda z: koleo_loss(F.normalize(z, dim=1)), raw)
 
 
@@ -75,7 +79,10 @@ def test_a_batch_against_itself_as_keys_is_equation_1(num: int, seed: int) -> No
     z = F.normalize(torch.randn(num, 3, generator=generator, dtype=torch.float64), dim=1)
     labels = torch.randint(0, 3, (num,), generator=generator)
     by_hand = sum(
-        (1 - float(z[i] @ z[j])) if labels[i] == labels[j] else max(0.0, float(z[i] @ z[j]) - 0.2) for i in range(num) for j in range(num) if i != j
+        (1 - float(z[i] @ z[j])) if labels[i] == labels[j] else max(0.0, float(z[i] @ z[j]) - 0.2)
+        for i in range(num)
+        for j in range(num)
+        if i != j
     )
     assert contrastive_loss(z, labels, margin=0.2).item() == pytest.approx(by_hand / num, abs=1e-9)
 
@@ -83,7 +90,12 @@ def test_a_batch_against_itself_as_keys_is_equation_1(num: int, seed: int) -> No
 def _method(memory: float = 1.0, momentum: float = 0.0, start: int = 1) -> IRT:
     torch.manual_seed(0)
     recipe = IRTRecipe(
-        model=TINY, image=ImageSpec(image_px=16), data=DataSpec(classes_per_batch=2, images_per_class=2), memory=memory, memory_start=start, momentum=momentum
+        model=TINY,
+        image=ImageSpec(image_px=16),
+        data=DataSpec(classes_per_batch=2, images_per_class=2),
+        memory=memory,
+        memory_start=start,
+        momentum=momentum,
     )
     return IRT(recipe, Encoder(recipe.model, recipe.image), num_images=6)
 

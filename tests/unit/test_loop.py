@@ -22,10 +22,20 @@ from sightline.train.loop import Loop
 from sightline.train.optim import rate_at
 
 TINY = ModelSpec(
-    backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random", drop_path=0.2
+    backbone="vit_tiny_patch16_224",
+    backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)),
+    weights="random",
+    drop_path=0.2,
 )
 SPEC = TrainSpec(steps=8, lr=1e-3, warmup_steps=2, schedule="cosine", clip_norm=1.0, ema=0.9, log_every=1, validate_every=4, save_every=3)
-RECIPE = IRTRecipe(model=TINY, image=ImageSpec(image_px=16), data=DataSpec(classes_per_batch=2, images_per_class=2), memory_start=2, momentum=0.9, train=SPEC)
+RECIPE = IRTRecipe(
+    model=TINY,
+    image=ImageSpec(image_px=16),
+    data=DataSpec(classes_per_batch=2, images_per_class=2),
+    memory_start=2,
+    momentum=0.9,
+    train=SPEC,
+)
 
 
 def batch(number: int) -> Batch:
@@ -78,15 +88,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_the_log_after_it(tmp_path: Path) -> None:
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def dying(first: int) -> Iterator[Batch]:
         yield from (batch(number) for number in range(first, 5))
-        raise Killed
+        raise KilledError
 
     loop(tmp_path / "whole").run()
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         loop(tmp_path / "parts", batches=dying).run()
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "lo')  # the torn last line of a kill -9

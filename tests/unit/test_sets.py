@@ -49,7 +49,7 @@ def test_verifying_says_exactly_what_is_missing(tmp_path: Path) -> None:
         f"{root} is not the whole of CUB-200-2011: train lists 4 images, expected 5,864; train lists 2 classes, expected 100; "
         "test lists 4 images, expected 5,924; test lists 2 classes, expected 100; "
         "1 listed images are missing (first: images/003.Bird_3/1.jpg). "
-        "Complete it, or use it as it is with --no-verify (train: --set verify=false), and not under this name"
+        "Complete it, or use what is there under another name: --no-verify (train: verify=false)"
     )
 
 

@@ -20,7 +20,9 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
-PrecisionOption = Annotated[Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware multiplies it")]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware multiplies it")
+]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Dataset = Annotated[str, typer.Option("--dataset", help="auto (class folders or a manifest), cub, sop, inshop")]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="check a named data set's official counts; a subset needs --no-verify")]
@@ -48,7 +50,9 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")] = False,
+) -> None:
     pass
 
 
@@ -68,8 +72,8 @@ def train(
 
     Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
     """
-    from sightline.workflows import training
     from sightline.errors import UsageError
+    from sightline.workflows import training
 
     settings = [*(setting or []), *(extra or [])]
     if resume and (out / "recipe.json").exists():
@@ -84,7 +88,9 @@ def train(
     progress = trained.progress
     if as_json:
         best = None if progress.best_step < 0 else {"map@r": progress.best, "step": progress.best_step}
-        _print_json({"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "validation": best, "bad_files": trained.num_bad})
+        _print_json(
+            {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "validation": best, "bad_files": trained.num_bad}
+        )
     if trained.num_bad:
         _note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
     if progress.stopped_by:
@@ -114,7 +120,16 @@ def evaluate(
     from sightline.workflows import measuring
 
     evaluation = measuring.evaluate(
-        model, data, dataset=dataset, verify=verify, protocol=protocol, split=split, report=report, device=device, precision=precision, command=_command()
+        model,
+        data,
+        dataset=dataset,
+        verify=verify,
+        protocol=protocol,
+        split=split,
+        report=report,
+        device=device,
+        precision=precision,
+        command=_command(),
     )
     if as_json:
         _print_json(evaluation.to_json())
@@ -142,7 +157,9 @@ def embed(
 
     done = searching.embed(model, images, out, device=device, precision=precision)
     if as_json:
-        _print_json({"out": str(out), "images": done.num_images, "dim": done.dim, "bad_files": done.num_bad, "images_per_s": done.images_per_s})
+        _print_json(
+            {"out": str(out), "images": done.num_images, "dim": done.dim, "bad_files": done.num_bad, "images_per_s": done.images_per_s}
+        )
     _note(f"{done.num_images:,} descriptors of width {done.dim} in {out} ({done.images_per_s:.1f} images/s)")
     _note(done.bad_summary)
 
@@ -156,6 +173,9 @@ def index(
     info: Annotated[bool, typer.Option("--info", help="rows, bytes, engine and measured recall")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="check every file and vector")] = False,
     compact: Annotated[bool, typer.Option("--compact", help="merge segments and give space back")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="forget images whose vectors are damaged; the next --images embeds them again")
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="keep items whose files are gone")] = False,
     device: Device = "auto",
     precision: PrecisionOption = "auto",
@@ -168,7 +188,17 @@ def index(
     from sightline.workflows import searching
 
     answer, text = searching.index(
-        index, model=model, images=images, remove=remove, info=info, verify=verify, compact=compact, keep=keep, device=device, precision=precision
+        index,
+        model=model,
+        images=images,
+        remove=remove,
+        info=info,
+        verify=verify,
+        compact=compact,
+        repair=repair,
+        keep=keep,
+        device=device,
+        precision=precision,
     )
     if as_json:
         _print_json(answer)
@@ -183,7 +213,7 @@ def search(
     index: Annotated[Path, typer.Argument(help="the index folder")],
     image: Annotated[list[Path], typer.Option(help="the picture to look for; may be repeated")],
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
-    where: Annotated[str, typer.Option(help="only items that match, such as 'camera != 3 and label in [\"cup\", \"mug\"]'")] = "",
+    where: Annotated[str, typer.Option(help='only items that match, such as \'camera != 3 and label in ["cup", "mug"]\'')] = "",
     exact: Annotated[bool, typer.Option("--exact", help="compare with every vector instead of the approximate search")] = False,
     html: Annotated[Path | None, typer.Option(help="write the answers as one page with pictures")] = None,
     model: Annotated[str, typer.Option(help="where the index's model is now, if it has moved")] = "",
@@ -203,7 +233,13 @@ def search(
         write_page(html, image, answers, command=_command())
         _note(f"page: {html}")
     if as_json:
-        _print_json({"queries": [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]})
+        _print_json(
+            {
+                "queries": [
+                    {"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)
+                ]
+            }
+        )
         return
     for query, hits in zip(image, answers, strict=True):
         _print_hits(query, hits)
@@ -268,7 +304,9 @@ def export(
     done = looking.export(model, out)
     if as_json:
         _print_json(done)
-    _note(f"wrote {done['out']} ({done['bytes'] / 2**20:.1f} MiB); smallest cosine to the original on {done['images']} images: {done['min_cosine']:.6f}")
+    _note(
+        f"wrote {done['out']} ({done['bytes'] / 2**20:.1f} MiB); smallest cosine to the original on {done['images']} images: {done['min_cosine']:.6f}"
+    )
 
 
 @app.command()

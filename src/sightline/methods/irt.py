@@ -54,8 +54,12 @@ class IRTRecipe(Recipe):
     momentum: float = 0.0  # decay of the momentum encoder that fills the memory; 0 stores the learner's own descriptors
 
     def __post_init__(self) -> None:
-        if not (-1 <= self.margin <= 1 and self.koleo_weight >= 0 and self.memory >= 0 and self.memory_start >= 0 and 0 <= self.momentum < 1):
-            raise RecipeError("margin is a cosine in [-1, 1], koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)")
+        if not (
+            -1 <= self.margin <= 1 and self.koleo_weight >= 0 and self.memory >= 0 and self.memory_start >= 0 and 0 <= self.momentum < 1
+        ):
+            raise RecipeError(
+                "margin is a cosine in [-1, 1], koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)"
+            )
 
 
 # --- named recipes --------------------------------------------------------------------------------------------------------------
@@ -76,7 +80,12 @@ def sop() -> IRTRecipe:
 def cub() -> IRTRecipe:
     """CUB-200-2011: as SOP but 2,000 steps."""
     base = sop()
-    return replace(base, name="irt/cub", data=replace(base.data, dataset="cub"), train=replace(base.train, steps=2_000, validate_every=200, save_every=200))
+    return replace(
+        base,
+        name="irt/cub",
+        data=replace(base.data, dataset="cub"),
+        train=replace(base.train, steps=2_000, validate_every=200, save_every=200),
+    )
 
 
 def inshop() -> IRTRecipe:
@@ -110,13 +119,13 @@ def small() -> IRTRecipe:
         memory=0.0,
         reduction="mean_nonzero",
         koleo_weight=0.3,
-        model=ModelSpec(
-            backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 6)), weights="random", pooling="mean"
-        ),
+        model=ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 6)), weights="random", pooling="mean"),
         image=ImageSpec(image_px=64),
         augment=AugmentSpec(augment="random_resized", min_area=0.4, jitter=0.3, rotate_deg=15.0),
         data=DataSpec(classes_per_batch=16, images_per_class=4, validation=0.15),
-        train=TrainSpec(steps=600, lr=3e-4, weight_decay=0.05, warmup_steps=50, schedule="cosine", clip_norm=1.0, validate_every=100, save_every=100),
+        train=TrainSpec(
+            steps=600, lr=3e-4, weight_decay=0.05, warmup_steps=50, schedule="cosine", clip_norm=1.0, validate_every=100, save_every=100
+        ),
     )
 
 
@@ -205,7 +214,13 @@ class IRT(Method):
                 columns = self._enqueue(self._keys(batch, z), labels)
                 if step >= recipe.memory_start:
                     terms["memory"] = contrastive_loss(
-                        z, labels, self.memory_vectors, self.memory_labels, margin=recipe.margin, reduction=recipe.reduction, self_columns=columns
+                        z,
+                        labels,
+                        self.memory_vectors,
+                        self.memory_labels,
+                        margin=recipe.margin,
+                        reduction=recipe.reduction,
+                        self_columns=columns,
                     )
                     total = total + terms["memory"]
             if recipe.koleo_weight:
@@ -241,4 +256,3 @@ class IRT(Method):
     def encoder(self) -> Encoder:
         """Return the learner."""
         return self.learner
-

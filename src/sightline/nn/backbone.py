@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         self.num_prefix = int(prefixes) if prefixes is not None else int(hasattr(net, "cls_token"))
 
     def forward(self, images: torch.Tensor) -> Tokens:
+        """Return the tokens of normalised images ``[B, 3, H, W]``, after the network's last norm."""
         features = self.net.forward_features(images)  # type: ignore[operator]
         if features.ndim == 4:
             if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
@@ -172,7 +173,9 @@ def load_weights(net: nn.Module, source: Path) -> None:
     if source.is_dir():
         source = source / "model.safetensors"
     if source.suffix != ".safetensors":
-        raise ModelError(f"weights must be a .safetensors file or a model folder, got '{source}': other formats can run code when read; convert the file first")
+        raise ModelError(
+            f"weights must be a .safetensors file or a model folder, got '{source}': other formats can run code when read; convert the file first"
+        )
     try:
         state = load_file(source)
     except FileNotFoundError as error:
@@ -189,7 +192,9 @@ def load_weights(net: nn.Module, source: Path) -> None:
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)  # held to HEAD_PREFIXES just below
     except RuntimeError as error:
-        raise ModelError(f"'{source}' holds weights of another shape than this backbone: {_first_line(RuntimeError(str(error).partition(chr(10))[2]))}") from error
+        raise ModelError(
+            f"'{source}' holds weights of another shape than this backbone: {_first_line(RuntimeError(str(error).partition(chr(10))[2]))}"
+        ) from error
     strange = [name for name in unexpected if not name.startswith(HEAD_PREFIXES)]
     if missing or strange:
         raise ModelError(

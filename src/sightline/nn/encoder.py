@@ -48,6 +48,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return next(self.parameters()).device
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

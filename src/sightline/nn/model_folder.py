@@ -35,7 +35,13 @@ def fingerprint(encoder: Encoder) -> str:
 def _config(encoder: Encoder) -> dict[str, Any]:
     # How the weights came about does not shape a descriptor: a reloaded encoder must have the fingerprint of the saved one.
     model = to_plain(encoder.model) | {"weights": "random", "drop_path": 0.0, "checkpoint_gradients": False, "frozen": []}
-    return {"format": FORMAT, "version": VERSION, "model": model, "image": to_plain(encoder.image), "reduced_to": encoder.dim if isinstance(encoder.reduction, PCA) else 0}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "image": to_plain(encoder.image),
+        "reduced_to": encoder.dim if isinstance(encoder.reduction, PCA) else 0,
+    }
 
 
 def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
@@ -56,9 +62,10 @@ def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
             weights.unlink(missing_ok=True)
             number = 28 if "os error 28" in str(error).lower() or "no space" in str(error).lower() else 5
             raise OSError(number, str(error), str(folder)) from error
+        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        weights.chmod((folder / "config.json").stat().st_mode)  # safetensors writes for the owner alone
         _sync(weights)
         os.replace(weights, folder / "model.safetensors")
-        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         write_text(folder / "README.md", card or "# A Sightline model\n\nLoad it with `sightline.load(folder)`.\n")
     except OSError as error:
         raise explain_os_error(error, f"saving the model to '{folder}'") from error
@@ -100,7 +107,9 @@ def _from_timm(name: str, weights: str) -> Encoder:
     base, slash, size = name.partition("@")
     pretrained = timm.get_pretrained_cfg(base) if timm.is_model(base) else None
     image_px = int(size) if slash and size.isdecimal() else (pretrained.input_size[-1] if pretrained else 224)
-    image = ImageSpec(image_px=image_px, mean=tuple(pretrained.mean), std=tuple(pretrained.std)) if pretrained else ImageSpec(image_px=image_px)
+    image = (
+        ImageSpec(image_px=image_px, mean=tuple(pretrained.mean), std=tuple(pretrained.std)) if pretrained else ImageSpec(image_px=image_px)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -124,7 +133,9 @@ def _model_folder(source: str) -> Path:
             return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors", "README.md"]))
         except (OSError, HFValidationError) as error:
             raise ModelError(f"'{source}' is neither a folder here nor a model on the hub ({str(error).splitlines()[0][:120]})") from error
-    raise ModelError(f"no model at '{source}': give a model or run folder, timm:NAME, random:NAME, or a hub id where the hub can be reached")
+    raise ModelError(
+        f"no model at '{source}': give a model or run folder, timm:NAME, random:NAME, or a hub id where the hub can be reached"
+    )
 
 
 def _from_folder(folder: Path) -> Encoder:
@@ -135,7 +146,9 @@ def _from_folder(folder: Path) -> Encoder:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"'{folder}' is not a Sightline model folder (its config.json does not say format={FORMAT})")
     if config.get("version") != VERSION:
-        raise ModelError(f"'{folder}' was written in model format {config.get('version')}, this is format {VERSION}: use the Sightline that wrote it, or train again")
+        raise ModelError(
+            f"'{folder}' was written in model format {config.get('version')}, this is format {VERSION}: use the Sightline that wrote it, or train again"
+        )
     missing = [key for key in ("model", "image", "fingerprint", "reduced_to") if key not in config]
     if missing:
         raise ModelError(f"'{folder / 'config.json'}' lacks {', '.join(missing)}")
@@ -148,5 +161,7 @@ def _from_folder(folder: Path) -> Encoder:
         raise ModelError(f"the weights in '{folder}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
     encoder.fingerprint = fingerprint(encoder)
     if encoder.fingerprint != config["fingerprint"]:
-        raise ModelError(f"'{folder}' has changed since it was saved (fingerprint {encoder.fingerprint}, expected {config['fingerprint']}): restore it or train again")
+        raise ModelError(
+            f"'{folder}' has changed since it was saved (fingerprint {encoder.fingerprint}, expected {config['fingerprint']}): restore it or train again"
+        )
     return encoder

@@ -22,6 +22,7 @@ class PCA(nn.Module):
         self.register_buffer("explained", torch.zeros(dim))
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the projections ``[B, dim]`` of ``[B, D]``, not normalised."""
         return (pooled.float() - self.mean) @ self.components.T  # [B, dim]
 
 
@@ -36,7 +37,9 @@ def fit_pca(vectors: torch.Tensor, dim: int) -> PCA:
     """
     num, width = vectors.shape
     if dim > width or dim >= num:
-        raise ModelError(f"pca={dim} needs descriptors wider than {dim} and more than {dim} training images; there are {num} of width {width}")
+        raise ModelError(
+            f"pca={dim} needs descriptors wider than {dim} and more than {dim} training images; there are {num} of width {width}"
+        )
     exact = vectors.double()
     mean = exact.mean(dim=0)
     covariance = (exact - mean).T @ (exact - mean) / (num - 1)

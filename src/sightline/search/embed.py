@@ -19,13 +19,25 @@ BATCH_SIZE = 64
 
 
 def embed_stream(
-    encoder: Encoder, records: Records, bad_files: BadFiles, *, batch_size: int = BATCH_SIZE, precision: Precision = "auto", show: bool = True, what: str = "embedding"
+    encoder: Encoder,
+    records: Records,
+    bad_files: BadFiles,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: Precision = "auto",
+    show: bool = True,
+    what: str = "embedding",
 ) -> Iterator[tuple[IntArray, FloatArray]]:
     """Yield (rows int64 ``[B]``, unit-length descriptors float32 ``[B, D]``) in the records' order; bad files are left out and recorded."""
     meter, done = Meter(), 0
     with Bar(what, len(records), show=show and len(records) > batch_size) as bar:
         images_of = decode_stream(
-            records, eval_transform(encoder.image), batch_size=batch_size, num_threads=num_cpus(), bad_files=bad_files, device=encoder.device
+            records,
+            eval_transform(encoder.image),
+            batch_size=batch_size,
+            num_threads=num_cpus(),
+            bad_files=bad_files,
+            device=encoder.device,
         )
         for rows, images in images_of:
             vectors = encoder.embed_batch(images, precision=precision)
@@ -36,7 +48,14 @@ def embed_stream(
 
 
 def embed_records(
-    encoder: Encoder, records: Records, bad_files: BadFiles, *, batch_size: int = BATCH_SIZE, precision: Precision = "auto", show: bool = True, what: str = "embedding"
+    encoder: Encoder,
+    records: Records,
+    bad_files: BadFiles,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: Precision = "auto",
+    show: bool = True,
+    what: str = "embedding",
 ) -> Descriptors:
     """Return the descriptors of every readable record; ``rows`` says which these are.
 

@@ -30,7 +30,15 @@ class Update:
 
 
 def update_index(
-    index: Index, encoder: Encoder, records: Records, bad_files: BadFiles, *, batch_size: int = BATCH_SIZE, precision: Precision = "auto", prune: bool = True, show: bool = True
+    index: Index,
+    encoder: Encoder,
+    records: Records,
+    bad_files: BadFiles,
+    *,
+    batch_size: int = BATCH_SIZE,
+    precision: Precision = "auto",
+    prune: bool = True,
+    show: bool = True,
 ) -> Update:
     """Embed what is new or has changed, and take out what has gone; stopped at any moment, the next call goes on where it was.
 
@@ -43,7 +51,10 @@ def update_index(
     known = {path: (size_bytes, mtime_ns) for path, (size_bytes, mtime_ns, _) in index.known().items()}
     paths = [str(records.file(row).absolute()) for row in range(len(records))]
     stats = [_stat(path) for path in paths]
-    wanted = np.array([row for row, path in enumerate(paths) if (known.get(path) != stats[row] or stats[row] is None) and _is_text(path, bad_files)], dtype=np.int64)
+    wanted = np.array(
+        [row for row, path in enumerate(paths) if (known.get(path) != stats[row] or stats[row] is None) and _is_text(path, bad_files)],
+        dtype=np.int64,
+    )
     removed = index.remove(paths=_gone(known, paths, records.root)) if prune else 0
     added = changed = 0
     if len(wanted):
@@ -58,7 +69,9 @@ def update_index(
     return Update(added, changed, sum(known.get(path) == stat for path, stat in zip(paths, stats, strict=True)), removed, len(bad_files))
 
 
-def _embedded(encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool) -> Iterator[tuple[IntArray, FloatArray]]:
+def _embedded(
+    encoder: Encoder, records: Records, bad_files: BadFiles, batch_size: int, precision: Precision, show: bool
+) -> Iterator[tuple[IntArray, FloatArray]]:
     try:
         yield from embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what="indexing")
     except DataError:
@@ -102,7 +115,16 @@ def _item(records: Records, row: int, path: str, stat: tuple[int, int] | None) -
     return Item(path=path, metadata=metadata, size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
-def search(index: Index, encoder: Encoder, pictures: Sequence[Picture], k: int, *, where: str | None = None, exact: bool = False, precision: Precision = "auto") -> list[Hits]:
+def search(
+    index: Index,
+    encoder: Encoder,
+    pictures: Sequence[Picture],
+    k: int,
+    *,
+    where: str | None = None,
+    exact: bool = False,
+    precision: Precision = "auto",
+) -> list[Hits]:
     """Return the ``k`` closest items of each picture, closest first.
 
     Raises:

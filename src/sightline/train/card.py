@@ -17,7 +17,11 @@ def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, be
         if best
         else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
     )
-    start = {"random": "random weights", "hub": "the hub's pretrained weights", "auto": "the hub's weights where it could be reached, else random ones"}
+    start = {
+        "random": "random weights",
+        "hub": "the hub's pretrained weights",
+        "auto": "the hub's weights where it could be reached, else random ones",
+    }
     settings = "\n".join(f"| `{path}` | `{value}` |" for path, value in flatten(recipe))
     return f"""---
 library_name: sightline

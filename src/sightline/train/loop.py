@@ -62,7 +62,14 @@ class Loop:
         resume: bool = False,
     ) -> None:
         """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step)."""
-        self.method, self.batches, self.spec, self.folder, self.device, self.validate = method.to(device), batches, spec, folder, device, validate
+        self.method, self.batches, self.spec, self.folder, self.device, self.validate = (
+            method.to(device),
+            batches,
+            spec,
+            folder,
+            device,
+            validate,
+        )
         self.ranks = runtime.ranks()
         self.optimizer = build_optimizer(method.parameter_groups(spec), spec)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -121,7 +128,10 @@ class Loop:
             batch = next(stream).to(self.device)
             meter.waited_s += time.perf_counter() - asked_at
             meter.num_images += len(batch) * self.ranks.world_size
-            with self._no_sync(part + 1 < spec.accumulate), torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            with (
+                self._no_sync(part + 1 < spec.accumulate),
+                torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None),
+            ):
                 total, terms = self.net(batch, step)
                 (total / spec.accumulate).backward()
             for name, value in {"loss": total.detach(), **terms}.items():
@@ -188,7 +198,12 @@ class Loop:
             average = self.average.state_dict() if self.average is not None else {}
             checkpoint.save(
                 self.folder,
-                {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average, "progress": self.progress.state()},
+                {
+                    "method": self.method.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "average": average,
+                    "progress": self.progress.state(),
+                },
             )
             if self.validate is None or self.progress.best_step < 0:
                 model_folder.save(self.encoder(), self.folder / "model")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sightline.errors import explain_os_error
 
+
 class MetricsLog:
     """Appends one JSON object a line to ``metrics.jsonl`` and scalars to TensorBoard; a resumed run drops the lines after its step."""
 

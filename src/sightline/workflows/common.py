@@ -12,7 +12,9 @@ from sightline.data.records import Records, read_records
 from sightline.errors import explain_os_error
 
 
-def read_data(source: str | Path, bad_files: BadFiles, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False) -> Records:
+def read_data(
+    source: str | Path, bad_files: BadFiles, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False
+) -> Records:
     """Return the records of a class folder or manifest, or of a data set of the catalog in its own layout.
 
     Raises:

@@ -19,7 +19,9 @@ from sightline.workflows.common import read_data, write_bad_files
 NUM_PARITY_IMAGES = 8
 
 
-def inspect(model: str, data: str | Path, out: Path, *, dataset: str = "auto", verify: bool = True, device: str = "auto", command: str = "") -> dict[str, Any]:
+def inspect(
+    model: str, data: str | Path, out: Path, *, dataset: str = "auto", verify: bool = True, device: str = "auto", command: str = ""
+) -> dict[str, Any]:
     """Write the inspection page of a model on some images into ``out`` and return its numbers.
 
     Raises:

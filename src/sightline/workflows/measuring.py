@@ -42,13 +42,16 @@ class Evaluation:
     def to_text(self) -> str:
         """Return the numbers as lines to read, with their 95 % intervals."""
         found = self.measured
-        head = f"{self.model} on {self.data}: {self.part}, {found.protocol}, {found.num_queries:,} queries in {found.num_gallery:,} images of {found.num_classes:,} classes"
+        size = f"{found.num_queries:,} queries in {found.num_gallery:,} images of {found.num_classes:,} classes"
+        head = f"{self.model} on {self.data}: {self.part}, {found.protocol}, {size}"
         lines = [head]
         for name, value in found.metrics.items():
             low, high = found.intervals.get(name, (float("nan"), float("nan")))
             spread = "" if np.isnan(low) else f"   [{low:.4f}, {high:.4f}]"
             lines.append(f"  {name:12} {value:.4f}{spread}")
-        lines.append(f"  ties: {found.tie_rule}; intervals: 95 %, bootstrap over classes; skipped (no other image of their class): {found.num_skipped}")
+        lines.append(
+            f"  ties: {found.tie_rule}; intervals: 95 %, bootstrap over classes; skipped (no other image of their class): {found.num_skipped}"
+        )
         return "\n".join(lines)
 
 
@@ -114,7 +117,15 @@ def _write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_report(
-            folder / "index.html", evaluation.measured, found, protocol, title="Retrieval report", command=command, facts=facts, train=train, bad_files=bad
+            folder / "index.html",
+            evaluation.measured,
+            found,
+            protocol,
+            title="Retrieval report",
+            command=command,
+            facts=facts,
+            train=train,
+            bad_files=bad,
         )
         model_folder.write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -17,7 +17,7 @@ from sightline import runtime
 from sightline.contracts import Descriptors, Hits
 from sightline.data.images import BadFiles
 from sightline.errors import UsageError, explain_os_error
-from sightline.index.base import Index, read_header
+from sightline.index.base import Index, IndexInfo, read_header
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
@@ -57,7 +57,9 @@ def embed(model: str, images: Path, out: Path, *, device: str = "auto", precisio
     except OSError as error:
         raise explain_os_error(error, f"writing '{out}'") from error
     write_bad_files(bad_files, out.parent)
-    return Embedded(len(found), encoder.dim, len(bad_files), len(found) / elapsed_s, bad_files.summary(len(records), out.parent / "bad_files.jsonl"))
+    return Embedded(
+        len(found), encoder.dim, len(bad_files), len(found) / elapsed_s, bad_files.summary(len(records), out.parent / "bad_files.jsonl")
+    )
 
 
 def _write_vectors(out: Path, found: Descriptors, paths: list[str], fingerprint: str) -> None:
@@ -86,6 +88,7 @@ def index(
     info: bool = False,
     verify: bool = False,
     compact: bool = False,
+    repair: bool = False,
     keep: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -95,10 +98,16 @@ def index(
     Raises:
         UsageError: nothing was asked for, or the index, model and images do not go together.
     """
-    if images is None and not (remove or info or verify or compact):
-        raise UsageError("what shall be done? --images FOLDER brings the index up to date; --info, --verify, --compact or --remove look after it")
+    if images is None and not (remove or info or verify or compact or repair):
+        raise UsageError(
+            "what shall be done? --images FOLDER brings the index up to date; --info, --verify, --compact, --repair or --remove look after it"
+        )
     answer: dict[str, Any] = {"index": str(path)}
     lines: list[str] = []
+    if repair:  # first, so that --images in the same call embeds again what was forgotten
+        with Index.open(path) as opened:
+            answer["forgotten"] = opened.repair()
+        lines.append(f"repaired: {answer['forgotten']:,} images with damaged vectors forgotten")
     if images is not None:
         answer["update"], text = _update(path, model, images, keep, device, precision)
         lines.append(text)
@@ -112,10 +121,28 @@ def index(
         if verify:
             answer["problems"] = list(opened.verify())
             lines += [f"problem: {problem}" for problem in answer["problems"]] or ["verified: no problems"]
-        if info or not lines:
-            answer["info"] = asdict(opened.info())
-            lines += [f"{name:22} {value}" for name, value in answer["info"].items()]
+        if info:
+            about = opened.info()
+            answer["info"] = asdict(about)
+            lines.append(_describe(about))
     return answer, "\n".join(lines)
+
+
+def _describe(about: IndexInfo) -> str:
+    lines = [
+        f"{about.path}: {about.rows:,} images ({about.log_rows:,} not sealed yet, {about.dead_rows:,} dead rows), {about.bytes_on_disk / 2**20:.1f} MiB",
+        f"model     {about.model or 'unknown'} ({about.fingerprint}), {about.dim}-d",
+        f"recall@10 {about.recall_at_10:.4f}, measured against exact search",
+        f"engine    {about.engine}, created {about.created}",
+    ]
+    for segment in about.segments:
+        how = (
+            "searched exactly"
+            if segment.parameter is None
+            else f"{segment.kind} at {segment.parameter}, recall@10 {segment.recall_at_10:.4f} ({segment.calibrated})"
+        )
+        lines.append(f"segment   {segment.rows:,} rows, {segment.dead:,} dead: {how}")
+    return "\n".join([*lines, *(f"note      {note}" for note in about.notes)])
 
 
 def _update(path: Path, model: str, images: Path, keep: bool, device: str, precision: Precision) -> tuple[dict[str, Any], str]:
@@ -156,7 +183,14 @@ def load_for(path: Path, model: str = "", device: str = "auto") -> Encoder:
 
 
 def search(
-    path: Path, pictures: Sequence[Path], k: int = 10, *, where: str | None = None, exact: bool = False, model: str = "", device: str = "auto"
+    path: Path,
+    pictures: Sequence[Path],
+    k: int = 10,
+    *,
+    where: str | None = None,
+    exact: bool = False,
+    model: str = "",
+    device: str = "auto",
 ) -> list[Hits]:
     """Return the ``k`` closest items of an index for each picture.
 
@@ -167,4 +201,3 @@ def search(
     encoder = load_for(path, model, device)
     with Index.open(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
         return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact)
-

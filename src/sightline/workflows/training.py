@@ -169,7 +169,8 @@ def _open_run(run: Path, recipe: Recipe, data: str | Path, learning: Records, va
         "training_classes": _present(learning),
         "validation_classes": _present(validation) if validation is not None else [],
         "git_revision": _git_revision(),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")} | {"sightline": __version__, "python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+        | {"sightline": __version__, "python": platform.python_version()},
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,9 @@ def _present(records: Records) -> list[str]:
 
 def _git_revision() -> str:
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip()
@@ -194,11 +197,15 @@ def _git_revision() -> str:
 @torch.inference_mode()
 def _pooled(encoder: Encoder, records: Records, bad_files: BadFiles) -> torch.Tensor:
     transform = eval_transform(encoder.image)
-    stream = decode_stream(records, transform, batch_size=BATCH_SIZE, num_threads=runtime.num_cpus(), bad_files=bad_files, device=encoder.device)
+    stream = decode_stream(
+        records, transform, batch_size=BATCH_SIZE, num_threads=runtime.num_cpus(), bad_files=bad_files, device=encoder.device
+    )
     return torch.cat([encoder.pooled(images).float().cpu() for _, images in stream])
 
 
-def _finish_model(run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str) -> None:
+def _finish_model(
+    run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str
+) -> None:
     encoder = model_folder.load(run, device=where)
     if recipe.model.pca:
         encoder.reduction = fit_pca(_pooled(encoder, learning, bad_files), recipe.model.pca).to(where)

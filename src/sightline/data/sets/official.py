@@ -72,5 +72,5 @@ def check(records: Records, name: str, expected: Mapping[str, Expected]) -> None
         wrong.append(f"{len(absent):,} listed images are missing (first: {absent[0]})")
     if wrong:
         raise DataError(
-            f"{records.root} is not the whole of {name}: {'; '.join(wrong)}. Complete it, or use it as it is with --no-verify (train: --set verify=false), and not under this name"
+            f"{records.root} is not the whole of {name}: {'; '.join(wrong)}. Complete it, or use what is there under another name: --no-verify (train: verify=false)"
         )
