@@ -90,7 +90,7 @@ class DataSpec:
     classes_per_batch: int = 16  # P
     images_per_class: int = 4  # K; the paper does not say, the official cross-batch memory uses 4
     validation: float = 0.1  # share of the training classes held out to select the model; 0 keeps the last weights
-    workers: int = -1  # loader processes; -1 is one per core this process may use, at most 8 (none on a machine with two or less)
+    workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
 
     def __post_init__(self) -> None:
         _require(
@@ -120,7 +120,6 @@ class TrainSpec:
     accumulate: int = 1  # batches a step: gradients are averaged; the loss of each sees only its own batch (and the memory)
     ema: float = 0.0  # decay of the averaged weights that are then evaluated and saved; 0 keeps none
     precision: Precision = "auto"
-    compile: bool = False
     seed: int = 0
     log_every: int = 10
     validate_every: int = 500

@@ -56,7 +56,7 @@ recipes = st.builds(
         frozen=st.lists(st.text(max_size=5), max_size=3).map(tuple),
         pooling=st.sampled_from(["cls", "mean", "max", "gem"]),
     ),
-    train=st.builds(TrainSpec, steps=st.integers(1, 10**6), lr=st.floats(1e-9, 1), compile=st.booleans()),
+    train=st.builds(TrainSpec, steps=st.integers(1, 10**6), lr=st.floats(1e-9, 1)),
     image=st.builds(ImageSpec, mean=st.tuples(*[st.floats(0, 1)] * 3)),
 )
 
@@ -79,7 +79,7 @@ def test_a_saved_recipe_replays_as_itself(recipe: Ours) -> None:
         ("steps=500", "train.steps", 500),
         ("train.steps=1e3", "train.steps", 1000),
         (" lr = 3e-5 ", "train.lr", 3e-5),
-        ("compile=TRUE", "train.compile", True),
+        ("checkpoint_gradients=TRUE", "model.checkpoint_gradients", True),
         ("backbone=timm/x=y,z", "model.backbone", "timm/x=y,z"),
         ("name=12", "name", "12"),
         ("weights=none", "model.weights", "none"),
@@ -114,7 +114,7 @@ def test_a_setting_is_parsed_by_its_field(setting: str, path: str, value: Any) -
         ("lr=Infinity", "train.lr must be of type float, got inf"),
         ("steps=1.5", "train.steps must be of type int, got 1.5"),
         ("steps=none", "train.steps must be of type int, got None"),
-        ("compile=1", "train.compile must be of type bool, got 1"),
+        ("checkpoint_gradients=1", "model.checkpoint_gradients must be of type bool, got 1"),
         ("reduction=men", r"reduction cannot be 'men'; did you mean 'mean'\?"),
         ("mean=[0.5, 0.5]", "image.mean must be of type "),
         ("mean=0.5,x,0", "image.mean must be of type float, got 'x'"),

@@ -6,9 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from sightline.workflows.training import Trained
 
 app = typer.Typer(
     help="Visual retrieval with Vision Transformers: train, measure, index, search.",
@@ -72,6 +75,7 @@ def train(
 
     Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
     """
+    from sightline import runtime
     from sightline.errors import UsageError
     from sightline.workflows import training
 
@@ -86,6 +90,14 @@ def train(
         raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
     trained = training.train(chosen, data, out, device=device, resume=resume, command=_command())
     progress = trained.progress
+    if runtime.ranks().is_main:
+        _tell_training(trained, out, as_json)
+    if progress.stopped_by:
+        raise typer.Exit(130 if progress.stopped_by == "SIGINT" else 143)
+
+
+def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
+    progress = trained.progress
     if as_json:
         best = None if progress.best_step < 0 else {"map@r": progress.best, "step": progress.best_step}
         _print_json(
@@ -95,7 +107,7 @@ def train(
         _note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
     if progress.stopped_by:
         _note(f"stopped by {progress.stopped_by} after step {progress.step}, everything saved: go on with --resume")
-        raise typer.Exit(130 if progress.stopped_by == "SIGINT" else 143)
+        return
     chosen_at = f", the best on held-out classes (step {progress.best_step}, MAP@R {progress.best:.4f})" if progress.best_step >= 0 else ""
     _note(f"trained {progress.step} steps; the model is in {out / 'model'}{chosen_at}")
 

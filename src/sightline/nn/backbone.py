@@ -66,6 +66,8 @@ class Backbone(nn.Module):
 
     def layer_of(self) -> dict[str, int]:
         """Return parameter name -> depth: 0 the patch and position embeddings, then one a block, the last one the top norm."""
+        if not hasattr(self.net, "group_matcher"):
+            return {name: 0 for name, _ in self.net.named_parameters()}
         layers: dict[str, int] = group_parameters(self.net, self.net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
         return {name: int(layer) for name, layer in layers.items()}
 

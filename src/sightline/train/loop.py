@@ -77,8 +77,6 @@ class Loop:
         self.progress = Progress()
         if resume:
             self._restore()
-        if spec.compile:
-            method.encoder().backbone.compile()
         self.net = distribute(method, device)
         self.dtype = runtime.autocast_dtype(spec.precision, device)
         self.signal = 0

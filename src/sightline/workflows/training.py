@@ -6,7 +6,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sightline.nn.encoder import Encoder
 from sightline.nn.reduction import fit_pca
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.embed import BATCH_SIZE, embed_records
+from sightline.train import checkpoint
 from sightline.train.card import model_card
 from sightline.train.loop import Loop, Progress, Validate
 from sightline.train.parallel import process_group
@@ -87,7 +88,10 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
     learning, validation = _learning_and_validation(training_split(records), recipe)
     with process_group(where) as ranks:
-        encoder = Encoder(recipe.model, recipe.image)
+        goes_on = resume and (run / checkpoint.NAME).exists()
+        encoder = Encoder(
+            replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
+        )  # the checkpoint has the weights
         method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, num_images=len(learning))
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
@@ -103,7 +107,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
                 start_step=first,
                 num_steps=recipe.train.steps * recipe.train.accumulate - first,
                 seed=recipe.train.seed,
-                num_workers=_num_workers(recipe.data.workers, ranks.world_size),
+                num_workers=_num_workers(recipe.data.workers, ranks.world_size, where),
                 rank=ranks.rank,
                 world_size=ranks.world_size,
                 bad_files=bad_files,
@@ -133,11 +137,11 @@ def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records,
     return learning, validation
 
 
-def _num_workers(asked: int, world_size: int) -> int:
+def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     if asked >= 0:
         return asked
-    cpus = runtime.num_cpus() // max(1, world_size)
-    return min(8, cpus) if cpus > 2 else 0
+    share = runtime.num_cpus() // world_size
+    return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
 def _validator(validation: Records, recipe: Recipe, bad_files: BadFiles) -> Validate:
