@@ -1,10 +1,11 @@
 """What does an IRT training step cost above the bare forward and backward of its backbone?
 
-    python benchmarks/train_step.py [--repeats 7] [--batch 64] [--memory 60000] [--width 384] [--json]
+    python benchmarks/train_step.py [--repeats 7] [--batch 64] [--memory 60000] [--width 384] [--threads 1] [--json]
 
 The bare step is timm's ViT-Ti/16 at 224 px, float32, the sum of its class token as the loss. The full step is the training loop's own:
 projection, contrastive loss against the batch and the memory, KoLeo, gradient clipping, finiteness check, AdamW. Both in turn.
-The parts are then measured by themselves; they need not add up to the difference.
+On a busy machine use --threads 1: with more, every small operation waits a time slice for a thread that is not running, which is no work
+of the step's. The parts are then measured by themselves; they need not add up to the difference.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--memory", type=int, default=60_000, help="descriptors in the memory")
     parser.add_argument("--width", type=int, default=384, help="of a descriptor")
+    parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0 is one a core")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     facts, batch = machine(), make_batch(options.batch)
     with tempfile.TemporaryDirectory() as folder:
         loop = make_loop(batch, options.memory, options.width, Path(folder))
