@@ -6,8 +6,9 @@ test are not those of the training, so every identity that is measured is new to
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TRAIN_PHOTOS = (
     "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "page.png",
 )  # fmt: skip
 TEST_PHOTOS = ("china.jpg", "flower.jpg", "chelsea.png", "grass.png", "moon.png", "retina.jpg", "rocket.jpg")
+
+SPLITS = {"train": TRAIN_PHOTOS, "test": TEST_PHOTOS}
 
 PLACE_PX = 96  # side of a place in a photograph
 VIEW_PX = 72  # side of the views that are written
@@ -100,6 +103,8 @@ def _clear(out: Path) -> None:
         (out / MARK).touch()
         for name in ("photos", "untrained", "run", "report", "photos.index"):
             shutil.rmtree(out / name, ignore_errors=True)
+        for query in out.glob("query-*.jpg"):
+            query.unlink()
     except OSError as error:
         raise explain_os_error(error, f"preparing '{out}'") from error
 
@@ -108,24 +113,25 @@ def _clear(out: Path) -> None:
 
 
 def _cut_all(folder: Path, out: Path) -> tuple[int, int, Path]:
-    query = out
     random = np.random.default_rng(0)
-    counts = []
+    found = {split: [(name, place) for name in names for place in _places(_photograph(name))] for split, names in SPLITS.items()}
     try:
-        for split, names in (("train", TRAIN_PHOTOS), ("test", TEST_PHOTOS)):
-            places = [(name, place) for name in names for place in _places(_photograph(name))]
-            for number, (name, place) in enumerate(places):
-                identity = folder / split / f"{Path(name).stem}-{place.column}-{place.row}"
+        for split, places in found.items():
+            for name, place in places:
+                identity = folder / split / _identity(name, place)
                 identity.mkdir(parents=True)
                 for view in range(NUM_VIEWS):
                     _view(place, random).save(identity / f"{view}.jpg", quality=90)
-                if split == "test" and number == 0:
-                    query = out / f"query-{identity.name}.jpg"
-                    _view(place, random).save(query, quality=90)
-            counts.append(len(places))
+        name, place = max(found["test"], key=lambda item: item[1].contrast)  # something to see: not a patch of sky
+        query = out / f"query-{_identity(name, place)}.jpg"
+        _view(place, random).save(query, quality=90)
     except OSError as error:
         raise explain_os_error(error, f"writing the views into '{folder}'") from error
-    return counts[0], counts[1], query
+    return len(found["train"]), len(found["test"]), query
+
+
+def _identity(name: str, place: _Place) -> str:
+    return f"{Path(name).stem}-{place.column}-{place.row}"
 
 
 def _photograph(name: str) -> Image.Image:
@@ -148,19 +154,20 @@ class _Place:
     row: int
 
     @property
+    def contrast(self) -> float:
+        """Standard deviation of the grey levels of the place."""
+        left, top = self.column * PLACE_PX, self.row * PLACE_PX
+        return float(np.asarray(self.photograph.crop((left, top, left + PLACE_PX, top + PLACE_PX)).convert("L")).std())
+
+    @property
     def centre(self) -> tuple[float, float]:
         return (self.column + 0.5) * PLACE_PX, (self.row + 0.5) * PLACE_PX
 
 
-def _places(photograph: Image.Image) -> Iterator[_Place]:
+def _places(photograph: Image.Image) -> list[_Place]:
     width, height = photograph.size
-    found = 0
-    for row in range(height // PLACE_PX):
-        for column in range(width // PLACE_PX):
-            box = (column * PLACE_PX, row * PLACE_PX, (column + 1) * PLACE_PX, (row + 1) * PLACE_PX)
-            if found < MAX_PLACES and np.asarray(photograph.crop(box).convert("L")).std() >= LEAST_CONTRAST:
-                found += 1
-                yield _Place(photograph, column, row)
+    grid = (_Place(photograph, column, row) for row in range(height // PLACE_PX) for column in range(width // PLACE_PX))
+    return list(itertools.islice((place for place in grid if place.contrast >= LEAST_CONTRAST), MAX_PLACES))
 
 
 def _view(place: _Place, random: np.random.Generator) -> Image.Image:
