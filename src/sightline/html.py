@@ -19,6 +19,7 @@ from sightline.errors import explain_os_error
 from sightline.html_style import STYLE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 THUMBNAIL_PX = 160
@@ -28,6 +29,8 @@ INK = "#010203"
 
 SERIES = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444")
 """Colours of lines and bars that read on a light and on a dark page."""
+
+PLOT_INCHES = (5.0, 3.0)
 
 FIGURE_STYLE: dict[str, object] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, and the file stays small
@@ -94,7 +97,7 @@ class Named:
 
 @dataclass(frozen=True, eq=False)
 class Plot:
-    """A matplotlib figure made within ``rc_context(FIGURE_STYLE)``, its title and caption, and in words what it shows (``alt``)."""
+    """A figure from ``plot_axes``, its title and caption, and in words what it shows (``alt``)."""
 
     figure: Figure
     title: str
@@ -103,6 +106,20 @@ class Plot:
 
 
 Cell = str | int | float | Bar | Named
+
+
+def plot_axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """Return an empty figure in the page's style, and its axes."""
+    # Figure itself and not pyplot, which would keep every figure and look for a screen.
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=PLOT_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
 
 
 def thumbnail_uri(image: Image.Image, *, side_px: int = THUMBNAIL_PX, most_bytes: int = THUMBNAIL_BYTES) -> str:

@@ -9,33 +9,18 @@ import numpy as np
 from sightline.contracts import FloatArray
 from sightline.evaluate.metrics import DoubleArray, PositiveRanks, first_rank, precision_at_recall
 from sightline.evaluate.run import Separation
-from sightline.html import FIGURE_STYLE, INK, SERIES
+from sightline.html import INK, SERIES, plot_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SIZE_INCHES = (5.0, 3.0)
-
-
-def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    # Figure itself and not pyplot, which would keep every figure and look for a screen.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(FIGURE_STYLE):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    return figure, axes
 
 
 def recall_curve(ranks: PositiveRanks) -> Figure:
     """Return Recall@K over K, on a logarithmic axis up to the whole gallery."""
     first = np.sort(first_rank(ranks)[ranks.answerable])
     ks = np.unique(np.geomspace(1, max(2, ranks.num_gallery), 200).astype(np.int64))
-    figure, axes = _axes("K (closest answers looked at)", "queries answered")
+    figure, axes = plot_axes("K (closest answers looked at)", "queries answered")
     axes.plot(ks, np.searchsorted(first, ks, side="right") / len(first), color=SERIES[0])
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -48,7 +33,7 @@ def recall_curve(ranks: PositiveRanks) -> Figure:
 def precision_curve(ranks: PositiveRanks) -> Figure:
     """Return the mean interpolated precision over recall."""
     levels = np.linspace(0, 1, 101)
-    figure, axes = _axes("recall (share of a query's positives found)", "precision")
+    figure, axes = plot_axes("recall (share of a query's positives found)", "precision")
     axes.plot(levels, precision_at_recall(ranks, levels), color=SERIES[0])
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -58,7 +43,7 @@ def precision_curve(ranks: PositiveRanks) -> Figure:
 
 def class_histogram(per_class: DoubleArray) -> Figure:
     """Return how many classes have which mean average precision."""
-    figure, axes = _axes("mean average precision of a class", "classes")
+    figure, axes = plot_axes("mean average precision of a class", "classes")
     axes.hist(per_class, bins=[float(edge) for edge in np.linspace(0, 1, 21)], color=SERIES[0], rwidth=0.92)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
@@ -71,7 +56,7 @@ def separation_histogram(found: Separation) -> Figure:
     both = np.concatenate([found.positives, found.best_negatives])
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-3), 41)
-    figure, axes = _axes("similarity (cosine)", "share")
+    figure, axes = plot_axes("similarity (cosine)", "share")
     parts: list[tuple[FloatArray, str, str, str]] = [
         (found.positives, "positives", SERIES[2], "-"),
         (found.best_negatives, "closest negative of a query", SERIES[1], "--"),

@@ -10,13 +10,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.html import FIGURE_STYLE, INK, SERIES
+from sightline.html import INK, SERIES, plot_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SIZE_INCHES = (5.0, 3.0)
 NUM_COLOURS = 20
 _HEAT = ((0.0, (20, 20, 60)), (0.35, (120, 28, 109)), (0.65, (237, 105, 37)), (1.0, (252, 240, 140)))
 """Dark to light in even steps of lightness, so that it reads in grey too."""
@@ -53,22 +51,9 @@ def class_colours(num: int) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 
 
-def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
-    # Figure itself and not pyplot, which would keep every figure and look for a screen.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(FIGURE_STYLE):
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    return figure, axes
-
-
 def energy_curve(shares: npt.NDArray[np.float64], num_for_90: int) -> Figure:
     """Return the share of variance in the first n directions over n, with the n that holds 90 % marked (none where it is 0)."""
-    figure, axes = _axes("principal directions", "share of variance")
+    figure, axes = plot_axes("principal directions", "share of variance")
     counts = np.arange(1, len(shares) + 1)
     axes.plot(counts, shares, color=SERIES[0])
     if num_for_90:
@@ -85,7 +70,7 @@ def similarity_histogram(kinds: dict[str, FloatArray]) -> Figure:
     values = np.concatenate(list(kinds.values()))
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-3), 61)
-    figure, axes = _axes("similarity (cosine)", "share of pairs")
+    figure, axes = plot_axes("similarity (cosine)", "share of pairs")
     for (name, similarity), colour in zip(kinds.items(), SERIES[2:0:-1], strict=False):
         share = np.histogram(similarity, edges)[0] / max(1, len(similarity))
         axes.stairs(share, edges, fill=True, alpha=0.3, color=colour)
@@ -101,7 +86,7 @@ def principal_plot(places: FloatArray, colour_of: IntArray, colours: list[str], 
 
     The dots are pixels inside the SVG: as shapes, ten thousand of them would be a megabyte.
     """
-    figure, axes = _axes(f"first direction ({shares[0]:.0%} of variance)", f"second ({shares[1]:.0%})")
+    figure, axes = plot_axes(f"first direction ({shares[0]:.0%} of variance)", f"second ({shares[1]:.0%})")
     palette = np.array([*colours, "#9aa0a6"])
     for chosen, size, alpha in ((colour_of < 0, 5, 0.35), (colour_of >= 0, 9, 0.85)):
         dots = places[chosen]
