@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -129,6 +130,36 @@ def test_index_search_update_remove(shell: Shell, run: Path, photos: Path, tmp_p
     answer = json.loads(out)
     assert code == 0
     assert (answer["removed"], answer["problems"], answer["info"]["rows"]) == (4, [], 5)
+
+
+def test_a_damaged_index_is_found_repaired_and_filled_again(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "photos.index"
+    assert shell("index", store, "--model", run, "--images", photos)[0] == 0
+    (vectors,) = (store / "segments").glob("*.vectors.npy")
+    content = bytearray(vectors.read_bytes())
+    content[-3] ^= 0xFF
+    vectors.write_bytes(content)
+    code, out, _ = shell("index", store, "--verify")
+    assert code == 1
+    assert "problem: " in out
+    code, out, _ = shell("index", store, "--repair", "--images", photos, "--verify", "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["forgotten"], answer["update"]["added"], answer["problems"]) == (24, 24, [])
+
+
+def test_a_name_that_is_not_text_is_a_bad_file_and_stops_nothing(shell: Shell, run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    paint(own / "a.jpg", 0, 1)
+    try:
+        os.link(own / "a.jpg", os.fsdecode(bytes(own) + b"/b\xff.jpg"))
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    code, out, _ = shell("index", tmp_path / "x.index", "--model", run, "--images", own)
+    assert code == 0
+    assert "1 added" in out
+    assert "1 name not UTF-8" in out
 
 
 def test_embed_writes_vectors_with_their_paths(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:

@@ -109,9 +109,8 @@ def folder() -> IRTRecipe:
 def small() -> IRTRecipe:
     """From scratch on small images and few of them, on a CPU: a shallow ViT at 64 px, a higher rate, stronger variation, no memory.
 
-    Random weights move too fast for a memory of old descriptors, and the sum of equation 1 is ruled by its many easy pairs. On the
-    demo's photographs (200 steps, one seed, Recall@1 of unseen identities): untrained 34 %, equation 1 with the memory 34 %, without
-    it 53 %, without it and averaged over the pairs that still cost 57 %.
+    Random weights move too fast for a memory of old descriptors, and equation 1's sum learns more slowly than the mean over the pairs
+    that still cost: docs/results.md, "From scratch: memory and reduction", has the figures.
     """
     return replace(
         folder(),

@@ -43,7 +43,8 @@ def update_index(
     """Embed what is new or has changed, and take out what has gone; stopped at any moment, the next call goes on where it was.
 
     Every batch is acknowledged, durable, before the next one is embedded. A file is unchanged when its size and modification time
-    are. ``prune`` removes the index's items below ``records.root`` whose files are no longer among the records.
+    are. ``prune`` removes the index's items below ``records.root`` whose files are no longer among the records (a folder that could not
+    be listed keeps its items).
 
     Raises:
         DataError: the index would stay empty because not one file could be read.
@@ -55,7 +56,7 @@ def update_index(
         [row for row, path in enumerate(paths) if (known.get(path) != stats[row] or stats[row] is None) and _is_text(path, bad_files)],
         dtype=np.int64,
     )
-    removed = index.remove(paths=_gone(known, paths, records.root)) if prune else 0
+    removed = index.remove(paths=_gone(known, paths, records.root, bad_files)) if prune else 0
     added = changed = 0
     if len(wanted):
         for rows, vectors in _embedded(encoder, records.select(wanted), bad_files, batch_size, precision, show):
@@ -96,9 +97,11 @@ def _stat(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _gone(known: Mapping[str, object], paths: Sequence[str], root: Path) -> list[str]:
+def _gone(known: Mapping[str, object], paths: Sequence[str], root: Path, bad_files: BadFiles) -> list[str]:
     below = str(root.absolute()).rstrip("/") + "/"
-    return sorted(path for path in known.keys() - set(paths) if path.startswith(below))
+    # A folder that could not be listed just now (permissions, a share that is away) has not lost its images.
+    unlisted = tuple(str(Path(path).absolute()) + "/" for path, _ in bad_files.items() if Path(path).is_dir())
+    return sorted(path for path in known.keys() - set(paths) if path.startswith(below) and not path.startswith(unlisted))
 
 
 def _item(records: Records, row: int, path: str, stat: tuple[int, int] | None) -> Item:
