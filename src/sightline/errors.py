@@ -43,8 +43,8 @@ class TrainingError(SightlineError):
     """Training stopped for a reason found in the numbers, with a diagnosis."""
 
 
-class DiskFullError(SightlineError):
-    """No space is left where something had to be written."""
+class DiskFullError(UsageError):
+    """No space is left where something had to be written; the person can make some."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

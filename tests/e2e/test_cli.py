@@ -86,6 +86,7 @@ def test_evaluate_measures_unseen_classes_and_writes_the_report(shell: Shell, ru
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == answer
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<img" in page
+    assert "Near-duplicates" in page  # between the classes learnt from and those held out
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     code, out, _ = shell("evaluate", run, "--data", photos, "--split", "all")
     assert code == 0

@@ -10,7 +10,7 @@ from sightline.errors import DeviceError, DiskFullError, SightlineError, UsageEr
 
 def test_a_persons_mistake_exits_2_and_a_failure_of_ours_1() -> None:
     family = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SightlineError)]
-    assert {kind.__name__ for kind in family if kind.exit_code == 1} == {"SightlineError", "TrainingError", "DiskFullError"}
+    assert {kind.__name__ for kind in family if kind.exit_code == 1} == {"SightlineError", "TrainingError"}
     assert all(kind.exit_code == 2 for kind in family if issubclass(kind, UsageError))
 
 

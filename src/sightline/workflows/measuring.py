@@ -79,23 +79,20 @@ def evaluate(
     where, bad_files = runtime.device(device), BadFiles()
     encoder = model_folder.load(model, device=where)
     records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
-    part, note = part_to_measure(records, model, split)
-    chosen = choose_protocol(part, protocol)
-    found = embed_records(encoder, part, bad_files, precision=precision)
-    measured = measure(found, part, chosen, device=where.type if where.type == "cuda" else "cpu")
-    bad_summary = bad_files.summary(len(part), *([report / "bad_files.jsonl"] if report else []))
-    evaluation = Evaluation(str(model), encoder.fingerprint, str(data), note, measured, bad_summary)
+    part = part_to_measure(records, model, split)
+    chosen = choose_protocol(part.records, protocol)
+    found = embed_records(encoder, part.records, bad_files, precision=precision)
+    measured = measure(found, part.records, chosen, device=str(where) if where.type == "cuda" else "cpu")
+    bad_summary = bad_files.summary(len(part.records), *([report / "bad_files.jsonl"] if report else []))
+    evaluation = Evaluation(str(model), encoder.fingerprint, str(data), part.words, measured, bad_summary)
     if report is not None:
-        part_found = Collection(found, part)
-        _write(report, evaluation, encoder, part_found, chosen, _training_part(encoder, records, precision), bad_files, command)
+        learnt = None
+        if part.learnt is not None:
+            learnt = Collection(
+                embed_records(encoder, part.learnt, BadFiles(), precision=precision, what="embedding the training part"), part.learnt
+            )
+        _write(report, evaluation, encoder, Collection(found, part.records), chosen, learnt, bad_files, command)
     return evaluation
-
-
-def _training_part(encoder: Encoder, records: Records, precision: Precision) -> Collection | None:
-    if records.splits is None or "train" not in records.splits:
-        return None
-    train = records.split("train")
-    return Collection(embed_records(encoder, train, BadFiles(), precision=precision, what="embedding the training split"), train)
 
 
 def _write(
@@ -133,28 +130,42 @@ def _write(
     write_bad_files(bad_files, folder)
 
 
-def part_to_measure(records: Records, model: str, split: str) -> tuple[Records, str]:
-    """Return the records to measure and what they are, in words (see ``evaluate``)."""
-    if split == "all":
-        return records, "all images"
-    if split != "auto":
-        return records.split(split), f"split {split}"
+@dataclass(frozen=True)
+class Part:
+    """What is measured, in words too, and what training learnt from where that is known (the report looks for near-duplicates)."""
+
+    records: Records
+    words: str
+    learnt: Records | None = None
+
+
+def part_to_measure(records: Records, model: str, split: str) -> Part:
+    """Return the part of the records to measure (see ``evaluate``)."""
     splits = np.array(records.splits or (), dtype=str)
     present = set(splits.tolist())
+    learnt = records.split("train") if "train" in present else None
+    if split == "all":
+        return Part(records, "all images")
+    if split != "auto":
+        return Part(records.split(split), f"split {split}", learnt if split != "train" else None)
     if {"query", "gallery"} <= present:
-        return records.select(np.isin(splits, ["query", "gallery"])), "splits query and gallery"
+        return Part(records.select(np.isin(splits, ["query", "gallery"])), "splits query and gallery", learnt)
     if "test" in present:
-        return records.split("test"), "split test"
-    learnt, chose_by = _classes_of_run(Path(model))
+        return Part(records.split("test"), "split test", learnt)
+    return _unseen_classes(records, Path(model))
+
+
+def _unseen_classes(records: Records, model: Path) -> Part:
+    learnt, chose_by = _classes_of_run(model)
     assert records.labels is not None
     names = np.array(records.class_names, dtype=object)[records.labels]
     unseen = ~np.isin(names, list(learnt)) if learnt else np.ones(len(records), dtype=np.bool_)
-    if not learnt or unseen.all():
-        return records, "all images"
+    if unseen.all():
+        return Part(records, "all images")
     if not unseen.any():
-        return records, "all images (training learnt from all of these classes: no measure of how it does on others)"
+        return Part(records, "all images (training learnt from all of these classes: no measure of how it does on others)")
     held = " (they chose the model: slightly optimistic)" if np.isin(names[unseen], list(chose_by)).any() else ""
-    return records.select(unseen), f"classes held out of training{held}"
+    return Part(records.select(unseen), f"classes held out of training{held}", records.select(~unseen))
 
 
 def _classes_of_run(model: Path) -> tuple[frozenset[str], frozenset[str]]:

@@ -1,0 +1,68 @@
+"""What every recipe of the catalog, and the method behind it, must do: the training loop relies on nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sightline import catalog
+from sightline.contracts import Batch
+from sightline.methods.base import Method
+from sightline.nn.encoder import Encoder
+from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+
+TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "weights=random", "image_px=16"]
+BATCH = ["classes_per_batch=2", "images_per_class=2"]
+
+
+def make(name: str) -> tuple[Recipe, Method]:
+    torch.manual_seed(0)
+    recipe = override(catalog.find("recipes", name)(), [*TINY, *BATCH])
+    method = catalog.find("methods", name.partition("/")[0])
+    return recipe, method(recipe, Encoder(recipe.model, recipe.image), num_images=12)
+
+
+def batch(seed: int = 0) -> Batch:
+    return Batch(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+
+
+@pytest.fixture(params=catalog.names("recipes"))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_recipe_carries_its_own_name_and_replays(name: str) -> None:
+    recipe = catalog.find("recipes", name)()
+    assert recipe.name == name
+    assert recipe_hash(from_plain(type(recipe), to_plain(recipe))) == recipe_hash(recipe)
+
+
+def test_groups_hold_every_learning_parameter_once(name: str) -> None:
+    recipe, method = make(name)
+    held = [id(parameter) for group in method.parameter_groups(recipe.train) for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in method.parameters() if parameter.requires_grad)
+    assert all({"lr", "weight_decay"} <= group.keys() for group in method.parameter_groups(recipe.train))
+
+
+def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> None:
+    recipe, method = make(name)
+    optimizer = torch.optim.SGD(method.parameter_groups(recipe.train))
+    for step in range(3):
+        terms = method.loss(batch(step), step)
+        assert torch.isfinite(terms.total)
+        assert all(not value.requires_grad for value in terms.terms.values())
+        optimizer.zero_grad()
+        terms.total.backward()
+        optimizer.step()
+        method.after_step(step)
+    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in method.parameters())
+    _, other = make(name)
+    other.load_state_dict(method.state_dict())
+    late = recipe.train.steps
+    assert torch.equal(other.eval().loss(batch(9), late).total, method.eval().loss(batch(9), late).total)
+
+
+def test_the_encoder_makes_unit_vectors(name: str) -> None:
+    vectors = make(name)[1].encoder().embed_batch(batch().images)
+    assert vectors.shape == (4, 16)
+    torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(4))
