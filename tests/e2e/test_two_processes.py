@@ -69,6 +69,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+        assert "Warning" not in errors
 
 
 def test_two_processes_equal_one(photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,4 +44,7 @@ def distribute(method: nn.Module, device: torch.device) -> nn.Module:
         return method
     # Buffers are the same on every rank by construction (the memory holds gathered rows): broadcasting a memory of 60,000 x 384
     # before each forward would cost 92 MB of traffic a step.
-    return DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        # torch 2.15 has a new name for the option; the releases before it, back to our 2.6, know only this one.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated", category=FutureWarning)
+        return DistributedDataParallel(method, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False)
