@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sightline.index import scan
-from sightline.index.calibrate import held_out_queries, recalls
+from sightline.index.calibrate import NUM_QUERIES, held_out_queries, recalls
 
 
 def unit(num: int, dim: int, seed: int) -> np.ndarray:
@@ -50,9 +50,10 @@ def test_recalls_counts_pads_neither_way() -> None:
 
 
 def test_held_out_queries_are_new_unit_vectors() -> None:
-    vectors = unit(400, 8, 0)
+    vectors = unit(NUM_QUERIES + 76, 8, 0)
     queries = held_out_queries(vectors, seed=1)
-    assert queries.shape == (256, 8)
+    assert queries.shape == (NUM_QUERIES, 8)
+    assert len(held_out_queries(vectors[:50], seed=1)) == 50
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     assert scan.exact_top(queries, vectors, 1)[1].max() < 1 - 1e-4
     assert np.array_equal(queries, held_out_queries(vectors, seed=1))
