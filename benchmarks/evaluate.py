@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 import numpy as np
+from _common import table
 
 WIDTH = 384
 ROWS_PER_CLASS = 60_502 / 11_316
@@ -142,16 +143,31 @@ def main() -> None:
 
 
 def as_text(answer: dict[str, Any]) -> str:
-    speed = answer["floor"]
-    lines = [f"{answer['rows']:,} x {answer['width']}; the product alone takes {speed['floor_s']:.1f} s at {speed['gflops']:.0f} GFLOP/s"]
-    for name, run in answer["runs"].items():
-        spread = f"{run['least_wall_s']:.1f} to {run['most_wall_s']:.1f}"
-        lines.append(
-            f"{name:24} {run['median_wall_s']:7.1f} s ({spread}; processor {run['median_cpu_s']:.1f} s), "
-            f"{run['share_of_floor']:.0%} of the floor's speed; "
-            f"peak {run['peak_above_bytes'] / 2**30:.2f} GiB above the vectors; recall@1 {run['metrics']['recall@1']:.6f}"
-        )
-    return "\n".join(lines)
+    speed, runs = answer["floor"], answer["runs"]
+    ours = runs.get("sightline", {}).get("median_wall_s")
+    rows = [
+        [
+            name,
+            f"{run['median_wall_s']:.1f} ({run['least_wall_s']:.1f} to {run['most_wall_s']:.1f})",
+            f"{run['median_wall_s'] / ours:.2f}" if ours else "",
+            f"{run['median_cpu_s']:.1f}",
+            f"{run['share_of_floor']:.0%}",
+            f"{run['peak_above_bytes'] / 2**30:.2f}",
+            f"{run['metrics']['recall@1']:.6f}",
+        ]
+        for name, run in runs.items()
+    ]
+    columns = [
+        "calculator",
+        "median s (least to most)",
+        "times ours",
+        "processor s",
+        "of the product's speed",
+        "peak GiB above the vectors",
+        "recall@1",
+    ]
+    head = f"{answer['rows']:,} x {answer['width']}; the product alone takes {speed['floor_s']:.1f} s at {speed['gflops']:.0f} GFLOP/s"
+    return f"{head}\n\n{table(columns, rows)}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from _common import table
 
 from sightline.index.base import Index, Item
 from sightline.runtime import num_cpus, resident_bytes
@@ -177,26 +179,44 @@ def main() -> None:
         "numpy": np.__version__,
     }
     print(json.dumps({"rows": options.rows, "dim": options.dim, "queries": options.queries, **machine}))
+    rows: list[dict[str, Any]] = []
     for kind in options.data or sorted(DATA):
         vectors = DATA[kind](options.rows + options.queries, options.dim, np.random.default_rng(0))
         queries, vectors = vectors[options.rows :].copy(), vectors[: options.rows].copy()
         truth = truths(vectors, queries)
         with tempfile.TemporaryDirectory() as folder:
             faiss.omp_set_num_threads(2)
-            show(kind, measure_sightline(Path(folder) / "index", vectors, queries, truth, options.repeats))
+            rows += told(kind, measure_sightline(Path(folder) / "index", vectors, queries, truth, options.repeats))
         if not options.no_peers:
             flat = faiss.IndexFlatIP(options.dim)
             plain = lambda selector: faiss.SearchParameters(sel=selector)  # noqa: E731
-            show(kind, measure_faiss("faiss Flat", flat, plain, vectors, queries, truth, options.repeats))
+            rows += told(kind, measure_faiss("faiss Flat", flat, plain, vectors, queries, truth, options.repeats))
             graph = faiss.IndexHNSWFlat(options.dim, 32)
             graph.hnsw.efConstruction = 128
             walk = lambda selector: faiss.SearchParametersHNSW(efSearch=96, sel=selector)  # noqa: E731
-            show(kind, measure_faiss("faiss HNSW32 f32, ef 96", graph, walk, vectors, queries, truth, options.repeats))
+            rows += told(kind, measure_faiss("faiss HNSW32 f32, ef 96", graph, walk, vectors, queries, truth, options.repeats))
+    print(as_table(rows))
 
 
-def show(kind: str, rows: list[dict[str, Any]]) -> None:
+def told(kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with their kind of data, shown on standard error at once: the whole takes minutes."""
+    named = [{"data": kind, **row} for row in rows]
+    for row in named:
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return named
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table, with each row's speed as a multiple of exact search by plain FAISS under the same filter in this run."""
+    exact = {(row["data"], row["filter"]): row["queries/s, 2 threads"] for row in rows if row["engine"] == "faiss Flat"}
+    columns = [
+        "engine", "data", "filter", "recall@10", "queries/s, 1 thread", "queries/s, 2 threads", "one by one", "build s", "disk MiB", "RSS added MiB", "calibrated",
+    ]  # fmt: skip
+    cells = []
     for row in rows:
-        print(json.dumps({"data": kind, **row}), flush=True)
+        base = exact.get((row["data"], row["filter"]))
+        cells.append([*(row.get(column, "") for column in columns), f"{row['queries/s, 2 threads'] / base:.1f}" if base else ""])
+    return table([*columns, "times exact"], cells)
 
 
 if __name__ == "__main__":
