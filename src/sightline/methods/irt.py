@@ -109,8 +109,8 @@ def folder() -> IRTRecipe:
 def small() -> IRTRecipe:
     """From scratch on small images and few of them, on a CPU: a shallow ViT at 64 px, a higher rate, stronger variation, no memory.
 
-    Random weights move too fast for a memory of old descriptors, and equation 1's sum learns more slowly than the mean over the pairs
-    that still cost: docs/results.md, "From scratch: memory and reduction", has the figures.
+    Random weights move too fast for a memory of old descriptors: validation fell from the step it began (docs/results.md, "From
+    scratch: memory and reduction").
     """
     return replace(
         folder(),
