@@ -5,13 +5,52 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from sightline.cli import commands
+from sightline.cli import measuring, models, searching, training
 from sightline.errors import SightlineError, explain_os_error
 
-app = commands.app
+app = typer.Typer(
+    help="Visual retrieval with Vision Transformers: train, measure, index, search.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS = (
+    training.train,
+    measuring.evaluate,
+    searching.embed,
+    searching.index,
+    searching.search,
+    measuring.inspect,
+    models.export,
+    training.recipes,
+    training.demo,
+    models.doctor,
+)
+
+for command in COMMANDS:
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from sightline import __version__
+
+        print(f"sightline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="print the version")] = False,
+) -> None:
+    pass
 
 
 def entry() -> None:

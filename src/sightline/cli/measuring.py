@@ -1,0 +1,70 @@
+"""Commands that measure and look inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.cli.options import Dataset, Device, Json, PrecisionOption, Verify, command_line, note, print_json
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    dataset: Dataset = "auto",
+    verify: Verify = True,
+    protocol: Annotated[str, typer.Option(help="auto, leave-one-out, query-gallery")] = "auto",
+    split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
+    report: Annotated[Path | None, typer.Option(help="write index.html and metrics.json into this folder")] = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model on labelled images.
+
+    Example: sightline evaluate runs/mine --data photos/ --report report/
+    """
+    from sightline.workflows import measuring
+
+    evaluation = measuring.evaluate(
+        model,
+        data,
+        dataset=dataset,
+        verify=verify,
+        protocol=protocol,
+        split=split,
+        report=report,
+        device=device,
+        precision=precision,
+        command=command_line(),
+    )
+    if as_json:
+        print_json(evaluation.to_json())
+    else:
+        print(evaluation.to_text())
+    note(evaluation.bad_summary)
+    if report is not None:
+        note(f"report: {report / 'index.html'}")
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    data: Annotated[Path, typer.Option(help="images to look at the model with")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="folder for index.html and numbers.json")] = Path("inspection"),
+    dataset: Dataset = "auto",
+    verify: Verify = True,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Look inside a model: its descriptors, its attention, its mistakes, as one page.
+
+    Example: sightline inspect runs/mine --data photos/ --out inspection/
+    """
+    from sightline.workflows import looking
+
+    numbers = looking.inspect(model, data, out, dataset=dataset, verify=verify, device=device, command=command_line())
+    if as_json:
+        print_json(numbers)
+    note(f"page: {out / 'index.html'}")

@@ -1,0 +1,134 @@
+"""Commands that embed, index and search."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, print_json
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    images: Annotated[Path, typer.Option(help="a folder of images or a manifest")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="a .parquet file (path, vector) or .npy (vectors alone)")] = ...,  # type: ignore[assignment]
+    device: Device = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write the descriptors of a folder of images.
+
+    Example: sightline embed runs/mine --images photos/ --out vectors.parquet
+    """
+    from sightline.workflows import searching
+
+    done = searching.embed(model, images, out, device=device, precision=precision)
+    if as_json:
+        print_json(
+            {"out": str(out), "images": done.num_images, "dim": done.dim, "bad_files": done.num_bad, "images_per_s": done.images_per_s}
+        )
+    note(f"{done.num_images:,} descriptors of width {done.dim} in {out} ({done.images_per_s:.1f} images/s)")
+    note(done.bad_summary)
+
+
+def index(
+    index: Annotated[Path, typer.Argument(help="the index folder")],
+    model: Annotated[str, typer.Option(help="the model that embeds; an existing index remembers its own")] = "",
+    images: Annotated[Path | None, typer.Option(help="a folder of images or a manifest: creates the index or brings it up to date")] = None,
+    remove: Annotated[str, typer.Option(help="take out what matches, such as 'label = \"cup\"' or 'path = \"a.jpg\"'")] = "",
+    info: Annotated[bool, typer.Option("--info", help="rows, bytes, engine and measured recall")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="check every file and vector")] = False,
+    compact: Annotated[bool, typer.Option("--compact", help="merge segments and give space back")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="forget images whose vectors are damaged; the next --images embeds them again")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="keep items whose files are gone")] = False,
+    device: Device = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Create an index of a folder of images, or bring it up to date.
+
+    Example: sightline index photos.index --model runs/mine --images photos/
+    """
+    from sightline.workflows import searching
+
+    answer, text = searching.index(
+        index,
+        model=model,
+        images=images,
+        remove=remove,
+        info=info,
+        verify=verify,
+        compact=compact,
+        repair=repair,
+        keep=keep,
+        device=device,
+        precision=precision,
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        print(text)
+    if verify and answer["problems"]:
+        raise typer.Exit(1)
+
+
+def search(
+    index: Annotated[Path, typer.Argument(help="the index folder")],
+    image: Annotated[list[Path], typer.Option(help="the picture to look for; may be repeated")],
+    k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
+    where: Annotated[str, typer.Option(help='only items that match, such as \'camera != 3 and label in ["cup", "mug"]\'')] = "",
+    exact: Annotated[bool, typer.Option("--exact", help="compare with every vector instead of the approximate search")] = False,
+    html: Annotated[Path | None, typer.Option(help="write the answers as one page with pictures")] = None,
+    model: Annotated[str, typer.Option(help="where the index's model is now, if it has moved")] = "",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find the images that look most like a picture.
+
+    Example: sightline search photos.index --image query.jpg -k 10 --where 'label != "cup"'
+    """
+    from sightline.workflows import searching
+
+    answers = searching.search(index, image, k, where=where or None, exact=exact, model=model, device=device)
+    if html is not None:
+        from sightline.search.page import write_page
+
+        write_page(html, image, answers, command=command_line())
+        note(f"page: {html}")
+    if as_json:
+        print_json(
+            {
+                "queries": [
+                    {"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)
+                ]
+            }
+        )
+        return
+    for query, hits in zip(image, answers, strict=True):
+        _print_hits(query, hits)
+
+
+def _hit_json(hit: Any) -> dict[str, Any]:
+    return {"id": hit.id, "path": hit.path, "similarity": round(hit.similarity, 6), "metadata": dict(hit.metadata)}
+
+
+def _print_hits(query: Path, hits: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(str(query)), title_justify="left")
+    keys = sorted({key for hit in hits for key in hit.metadata})
+    table.add_column("#", justify="right")
+    table.add_column("similarity", justify="right")
+    for key in keys:
+        table.add_column(Text(key))
+    table.add_column("path", overflow="fold")
+    for position, hit in enumerate(hits, 1):
+        table.add_row(str(position), f"{hit.similarity:.4f}", *(Text(str(hit.metadata.get(key, ""))) for key in keys), Text(hit.path))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

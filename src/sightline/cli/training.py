@@ -1,0 +1,106 @@
+"""Commands about training. Each parses, calls one workflow, and prints; what is heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sightline.cli.options import Device, Json, command_line, note, print_json
+
+if TYPE_CHECKING:
+    from sightline.workflows.training import Trained
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="METHOD/RECIPE, such as irt/folder; see sightline recipes")] = "",
+    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="the run folder to write")] = ...,  # type: ignore[assignment]
+    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as margin=0.6; may be repeated")] = None,
+    source: Annotated[Path | None, typer.Option("--from", help="replay a recipe.json or a run folder")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+    extra: Annotated[list[str] | None, typer.Argument(help="more key=value settings", metavar="[KEY=VALUE]...")] = None,
+) -> None:
+    """Train a model on labelled images.
+
+    Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
+    """
+    from sightline import runtime
+    from sightline.errors import UsageError
+    from sightline.workflows import training
+
+    settings = [*(setting or []), *(extra or [])]
+    if resume and (out / "recipe.json").exists():
+        chosen = training.saved_recipe(out, settings)
+    elif source is not None:
+        chosen = training.saved_recipe(source, [*([recipe] if "=" in recipe else []), *settings])
+    elif recipe:
+        chosen = training.named_recipe(recipe, settings)
+    else:
+        raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
+    trained = training.train(chosen, data, out, device=device, resume=resume, command=command_line())
+    progress = trained.progress
+    if runtime.ranks().is_main:
+        _tell_training(trained, out, as_json)
+    if progress.stopped_by:
+        raise typer.Exit(130 if progress.stopped_by == "SIGINT" else 143)
+
+
+def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
+    progress = trained.progress
+    if as_json:
+        best = None if progress.best_step < 0 else {"map@r": progress.best, "step": progress.best_step}
+        print_json(
+            {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "validation": best, "bad_files": trained.num_bad}
+        )
+    if trained.num_bad:
+        note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
+    if progress.stopped_by:
+        note(f"stopped by {progress.stopped_by} after step {progress.step}, everything saved: go on with --resume")
+        return
+    chosen_at = f", the best on held-out classes (step {progress.best_step}, MAP@R {progress.best:.4f})" if progress.best_step >= 0 else ""
+    note(f"trained {progress.step} steps; the model is in {out / 'model'}{chosen_at}")
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(help="print one recipe's settings")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the recipes, or print one.
+
+    Example: sightline recipes irt/folder
+    """
+    from sightline import catalog
+    from sightline.recipe import flatten, to_plain
+
+    if name:
+        chosen = catalog.find("recipes", name)()
+        if as_json:
+            print_json(to_plain(chosen))
+        else:
+            print("\n".join(f"{path} = {value}" for path, value in flatten(chosen)))
+        return
+    described = {known: (catalog.find("recipes", known).__doc__ or "").splitlines()[0] for known in catalog.names("recipes")}
+    if as_json:
+        print_json(described)
+    else:
+        print("\n".join(f"{known:14} {text}" for known, text in described.items()))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the photographs, the run, the index and the report")] = Path("demo"),
+    steps: Annotated[int, typer.Option(min=1, help="how long to train")] = 200,
+    as_json: Json = False,
+) -> None:
+    """Train, measure, index and search real photographs, offline, in a few minutes.
+
+    Example: sightline demo --out demo/
+    """
+    from sightline import demo as house_demo
+
+    told = house_demo.run(out, steps=steps, say=note if as_json else print)
+    if as_json:
+        print_json(told)
