@@ -1,0 +1,102 @@
+"""Judged collections: benchmarks that say of each query which gallery images are right, and which do not count either way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sightline.contracts import FloatArray, IntArray
+from sightline.data.records import Records
+from sightline.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Judgements:
+    """What is right for each of the Q queries, and what is junk: positions in the gallery, int64, ascending, each at most once.
+
+    Junk is taken out of a query's ranking before anything is measured, so that what lies behind it moves up. A query without positives
+    cannot be answered.
+    """
+
+    positives: tuple[IntArray, ...]
+    junk: tuple[IntArray, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.positives) != len(self.junk):
+            raise ValueError(f"Judgements need one array of junk a query: {len(self.positives)} queries, {len(self.junk)} arrays")
+        for query, (positives, junk) in enumerate(zip(self.positives, self.junk, strict=True)):
+            for name, rows in (("positives", positives), ("junk", junk)):
+                if rows.dtype != np.int64 or rows.ndim != 1 or (len(rows) and (rows[0] < 0 or (np.diff(rows) <= 0).any())):
+                    raise ValueError(f"the {name} of query {query} must be ascending gallery positions, int64, each once")
+            if len(np.intersect1d(positives, junk, assume_unique=True)):
+                raise ValueError(f"query {query} has a positive that is junk too")
+
+    def __len__(self) -> int:
+        return len(self.positives)
+
+    @property
+    def num_gallery_needed(self) -> int:
+        """The least size of a gallery that has all the positions."""
+        return 1 + max((int(rows[-1]) for rows in (*self.positives, *self.junk) if len(rows)), default=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A collection with judgements. ``settings`` are several sets of them for the same queries and gallery, or a single one named "".
+
+    ``records`` holds all images, the queries' boxes included; ``query_rows`` ``[Q]`` and ``gallery_rows`` ``[G]`` are int64 positions in
+    it, each row in the gallery at most once.
+    """
+
+    name: str
+    records: Records
+    query_rows: IntArray
+    gallery_rows: IntArray
+    settings: Mapping[str, Judgements]
+
+    def __post_init__(self) -> None:
+        for name, rows in (("query_rows", self.query_rows), ("gallery_rows", self.gallery_rows)):
+            if rows.dtype != np.int64 or rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(self.records)):
+                raise ValueError(f"{name} must be int64 positions in the {len(self.records)} records")
+        if len(np.unique(self.gallery_rows)) < len(self.gallery_rows):
+            raise ValueError("a record is in the gallery twice")
+        if not self.settings:
+            raise ValueError("a Judged collection needs at least one setting")
+        for name, judgements in self.settings.items():
+            if len(judgements) != len(self.query_rows) or judgements.num_gallery_needed > len(self.gallery_rows):
+                raise ValueError(
+                    f"the setting '{name}' judges {len(judgements)} queries in {judgements.num_gallery_needed} images or more; "
+                    f"there are {len(self.query_rows)} and {len(self.gallery_rows)}"
+                )
+
+
+def with_distractors(judged: Judged, distractors: Records) -> Judged:
+    """Return the collection with more images in its gallery, none of them right for any query: ``NAME +N distractors``.
+
+    Raises:
+        DataError: an image of the collection is among the distractors.
+    """
+    own = {judged.records.file(row).resolve() for row in range(len(judged.records))}
+    twice = next((row for row in range(len(distractors)) if distractors.file(row).resolve() in own), None)
+    if twice is not None:
+        raise DataError(f"{distractors.file(twice)} is in {judged.name} itself: give a folder of distractors that holds none of its images")
+    num_own, num_added = len(judged.records), len(distractors)
+    records = Records(
+        judged.records.root,
+        (*judged.records.paths, *(distractors.file(row).absolute().as_posix() for row in range(num_added))),
+        boxes=_stacked_boxes(judged.records, distractors),
+    )
+    return replace(
+        judged,
+        name=f"{judged.name} +{num_added:,} distractors",
+        records=records,
+        gallery_rows=np.concatenate([judged.gallery_rows, np.arange(num_own, num_own + num_added)]),
+    )
+
+
+def _stacked_boxes(one: Records, other: Records) -> FloatArray | None:
+    if one.boxes is None and other.boxes is None:
+        return None
+    return np.concatenate([np.full((len(part), 4), np.nan, np.float32) if part.boxes is None else part.boxes for part in (one, other)])
