@@ -38,7 +38,18 @@ INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",
 }
 
-TABLES = {"recipes": RECIPES, "methods": METHODS, "datasets": DATASETS, "protocols": PROTOCOLS, "index_engines": INDEX_ENGINES}
+RERANKERS = {
+    "query-expansion": "sightline.search.rerank.expansion:QueryExpansion",
+}
+
+TABLES = {
+    "recipes": RECIPES,
+    "methods": METHODS,
+    "datasets": DATASETS,
+    "protocols": PROTOCOLS,
+    "index_engines": INDEX_ENGINES,
+    "rerankers": RERANKERS,
+}
 
 
 def names(table: str) -> list[str]:
