@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,58 @@ def test_held_out_classes_are_whole_classes(labels: list[int], fraction: float, 
 def test_whole_numbers_sort_by_value() -> None:
     assert index_labels(["10", "9", "10"])[1] == ("9", "10")
     assert index_labels(["10", "9", "x"])[1] == ("10", "9", "x")
+
+
+# --- clusters and positive pairs
+
+
+def test_a_manifest_may_call_its_labels_clusters_and_name_positives(tmp_path: Path) -> None:
+    manifest = tmp_path / "places.csv"
+    manifest.write_text("path,cluster,positive\na.jpg,7,b.jpg\nb.jpg,7,\nc.jpg,12,d.jpg\nd.jpg,12,c.jpg\n")
+    records = read_records(manifest, require_labels=True)
+    assert records.class_names == ("7", "12")
+    assert records.labels is not None
+    assert records.labels.tolist() == [0, 0, 1, 1]
+    assert records.positives is not None
+    assert records.positives.tolist() == [[0, 1], [2, 3], [3, 2]]
+
+
+def test_a_row_may_have_several_positives_where_cells_may_be_lists(tmp_path: Path) -> None:
+    rows = [{"path": "a.jpg", "positive": ["c.jpg", "b.jpg"]}, {"path": "b.jpg"}, {"path": "c.jpg", "positive": "a.jpg"}]
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    table = {"path": ["a.jpg", "b.jpg", "c.jpg"], "positive": [["c.jpg", "b.jpg"], None, ["a.jpg"]]}
+    pq.write_table(pa.table(table), tmp_path / "m.parquet")
+    for name in ("m.jsonl", "m.parquet"):
+        positives = read_records(tmp_path / name).positives
+        assert positives is not None
+        assert positives.tolist() == [[0, 2], [0, 1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ("path,positive\na.jpg,x.jpg\n", "row 1: positive 'x.jpg' is no row's path: list that image too"),
+        ("path,positive\na.jpg,a.jpg\n", "the positive of a.jpg is a.jpg: give another image of the same cluster"),
+        ("path,cluster,positive\na.jpg,1,b.jpg\nb.jpg,2,\n", "the positive of a.jpg is b.jpg: give another image of the same cluster"),
+        ("path,cluster,label\na.jpg,1,1\n", "has both 'label' and 'cluster', which are two names of one column: leave one out"),
+    ],
+)
+def test_wrong_pairs_are_one_line(tmp_path: Path, rows: str, wanted: str) -> None:
+    (tmp_path / "m.csv").write_text(rows)
+    assert wanted in message(tmp_path / "m.csv")
+
+
+def test_a_selection_keeps_the_pairs_that_it_holds_whole() -> None:
+    records = replace(labelled(0, 0, 0, 1, 1), positives=np.array([[0, 1], [0, 2], [4, 3], [2, 1]], dtype=np.int64))
+    chosen = records.select([4, 2, 3, 1]).positives
+    assert chosen is not None
+    assert chosen.tolist() == [[0, 2], [1, 3]]  # rows 4, 3 and rows 2, 1
+    twice = records.select([0, 1, 1]).positives
+    assert twice is not None
+    assert twice.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("pairs", [np.zeros((2, 3), np.int64), np.zeros((1, 2), np.int32), np.array([[0, 9]]), np.array([[-1, 0]])])
+def test_pairs_that_are_no_rows_are_refused(pairs: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="Records need positives"):
+        replace(labelled(0, 0), positives=pairs)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.samplers import ClassBalancedSampler, PKSampler, Sampler, ShuffleSampler, rows_by_class
+from sightline.data.samplers import ClassBalancedSampler, PKSampler, Sampler, ShuffleSampler, TupleSampler, draw_pairs, rows_by_class
 from sightline.errors import DataError
 
 LABELS = np.repeat(np.array([3, 0, 7, 1, 9]), [6, 4, 5, 9, 4]).astype(np.int64)
@@ -77,3 +77,46 @@ def test_balanced_batches_even_out_the_classes() -> None:
 
 def test_rows_by_class_leaves_no_gap_for_absent_labels() -> None:
     assert [rows.tolist() for rows in rows_by_class(np.array([5, 2, 5], dtype=np.int64))] == [[1], [0, 2]]
+
+
+def test_tuples_come_one_after_the_other_and_the_last_partial_batch_is_left_out() -> None:
+    sampler = TupleSampler(np.arange(15, dtype=np.int64).reshape(5, 3), 2)
+    assert (sampler.batch_size, sampler.steps_per_epoch) == (6, 2)
+    assert [sampler.batch(step).tolist() for step in (0, 1, 2)] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 5]]
+
+
+def test_too_few_tuples_are_told() -> None:
+    with pytest.raises(DataError, match="a batch takes 6 tuples, but an epoch has 5: set tuples_per_batch=5 or lower"):
+        TupleSampler(np.zeros((5, 7), dtype=np.int64), 6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(num=st.integers(1, 40), seed=st.integers(0, 99), epoch=st.integers(0, 99))
+def test_pairs_of_a_class_are_two_different_images_of_it(num: int, seed: int, epoch: int) -> None:
+    labels = np.concatenate([LABELS, [5]]).astype(np.int64)  # class 5 has one image: nothing to pair it with
+    pairs = draw_pairs(None, labels, num, seed, epoch)
+    assert pairs.shape == (min(num, len(LABELS)), 2)
+    assert (labels[pairs[:, 0]] == labels[pairs[:, 1]]).all()
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    assert len(set(pairs[:, 0])) == len(pairs)
+
+
+def test_every_other_image_of_the_class_may_be_the_positive() -> None:
+    labels = np.array([1, 0, 1, 1], dtype=np.int64)
+    drawn = {tuple(pair) for epoch in range(40) for pair in draw_pairs(None, labels, 3, 0, epoch).tolist()}
+    assert drawn == {(0, 2), (0, 3), (2, 0), (2, 3), (3, 0), (3, 2)}
+
+
+def test_given_pairs_are_drawn_anew_each_epoch_without_repeats() -> None:
+    given_pairs = np.stack([np.arange(50), np.arange(50, 100)], axis=1).astype(np.int64)
+    labels = np.zeros(100, dtype=np.int64)
+    first, again, next_epoch = (draw_pairs(given_pairs, labels, 20, 3, epoch) for epoch in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, next_epoch)
+    assert len(set(first[:, 0])) == 20
+    assert (first[:, 1] == first[:, 0] + 50).all()
+    assert len(draw_pairs(given_pairs, labels, 80, 3, 0)) == 50
+
+
+def test_without_a_class_of_two_images_there_is_no_pair() -> None:
+    assert draw_pairs(None, np.arange(4), 9, 0, 0).shape == (0, 2)

@@ -13,7 +13,7 @@ from typing import Any
 from sightline.errors import DataError, nearest
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = ("path", "label", "camera", "split", "caption", "box")
+COLUMNS = ("path", "label", "cluster", "positive", "camera", "split", "caption", "box")
 NO_BOX = (math.nan,) * 4
 EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
 
@@ -22,10 +22,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Columns:
-    """A manifest's columns as plain lists of one length; a column that the file lacks is None."""
+    """A manifest's columns as plain lists of one length; a column that the file lacks is None. A cluster is a label."""
 
     path: list[str]
     label: list[str] | None
+    positive: list[tuple[str, ...]] | None
     camera: list[str] | None
     split: list[str] | None
     caption: list[str] | None
@@ -50,7 +51,8 @@ def read_columns(where: Path) -> Columns:
         raise DataError(f"{where} has no rows: give one row for each image")
     return Columns(
         path=[_text(where, line, "path", cell) for line, cell in enumerate(table["path"], 1)],
-        label=_texts(where, table, "label"),
+        label=_texts(where, table, "cluster" if "cluster" in table else "label"),
+        positive=None if "positive" not in table else [_positive(where, line, cell) for line, cell in enumerate(table["positive"], 1)],
         camera=_texts(where, table, "camera"),
         split=_texts(where, table, "split"),
         caption=None if "caption" not in table else ["" if cell is None else str(cell) for cell in table["caption"]],
@@ -62,6 +64,8 @@ def _check_names(where: Path, table: Mapping[str, list[Any]]) -> None:
     for name in table:
         if name not in COLUMNS:
             raise DataError(f"unknown column '{name}' in {where}{nearest(name, COLUMNS)}")
+    if "label" in table and "cluster" in table:
+        raise DataError(f"{where} has both 'label' and 'cluster', which are two names of one column: leave one out")
     if "path" not in table:
         raise DataError(f"{where} has no column 'path' (columns: {', '.join(table) or 'none'}): name the column of file names 'path'")
 
@@ -131,6 +135,11 @@ def _text(where: Path, row: int, name: str, cell: Any) -> str:
         what = "empty" if cell is None or cell == "" else f"{cell!r}"
         raise DataError(f"{where} row {row}: {name} is {what}: give a text or a whole number in every row, or leave the column out")
     return str(cell)
+
+
+def _positive(where: Path, row: int, cell: Any) -> tuple[str, ...]:
+    cells = cell if isinstance(cell, list) else [] if cell is None or cell == "" else [cell]
+    return tuple(_text(where, row, "positive", name) for name in cells)
 
 
 def _box(where: Path, row: int, cell: Any) -> tuple[float, ...]:

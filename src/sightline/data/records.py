@@ -44,6 +44,7 @@ class Records:
     ``paths`` are POSIX, relative to ``root`` or absolute. ``labels`` int64 ``[M]`` are positions in ``class_names``; a selection keeps
     the whole table, so labels mean the same in every part of a collection. ``cameras`` int64 ``[M]``. ``boxes`` float32 ``[M, 4]`` are
     x0 y0 x1 y1 in pixels of the upright image, NaN where a row has none; an image with a box is cropped to it before anything else.
+    ``positives`` int64 ``[num pairs, 2]`` are rows of two images that show the same thing, the query first; a query may have many.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Records:
     cameras: IntArray | None = None
     captions: tuple[str, ...] | None = None
     boxes: FloatArray | None = None
+    positives: IntArray | None = None
 
     def __post_init__(self) -> None:
         num = len(self.paths)
@@ -69,6 +71,8 @@ class Records:
             raise ValueError("Records need labels that are positions in class_names")
         if self.boxes is not None:
             _check_boxes(self.boxes, self.paths)
+        if self.positives is not None:
+            _check_positives(self.positives, self.labels, self.paths)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -78,7 +82,10 @@ class Records:
         return self.root / self.paths[row]
 
     def select(self, rows: IntArray | BoolArray | Sequence[int]) -> Records:
-        """Return the given rows (or those where a mask is True), in the given order, with the same class table."""
+        """Return the given rows (or those where a mask is True), in the given order, with the same class table.
+
+        Of the positive pairs those stay whose two images are both chosen.
+        """
         chosen = np.asarray(rows)
         chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
 
@@ -93,6 +100,7 @@ class Records:
             cameras=None if self.cameras is None else self.cameras[chosen],
             captions=None if self.captions is None else pick(self.captions),
             boxes=None if self.boxes is None else self.boxes[chosen],
+            positives=None if self.positives is None else _moved_pairs(self.positives, chosen, len(self)),
         )
 
     def split(self, name: str) -> Records:
@@ -128,6 +136,26 @@ def _check_boxes(boxes: FloatArray, paths: Sequence[str]) -> None:
         raise DataError(f"the box of {paths[wrong[0]]} is '{values}': write x0 y0 x1 y1 in pixels, with x1 > x0 >= 0 and y1 > y0 >= 0")
 
 
+def _check_positives(positives: IntArray, labels: IntArray | None, paths: Sequence[str]) -> None:
+    if positives.dtype != np.int64 or positives.ndim != 2 or positives.shape[1] != 2:
+        raise ValueError(f"Records need positives of type int64 [num pairs, 2], got {positives.dtype} {positives.shape}")
+    if len(positives) and (positives.min() < 0 or positives.max() >= len(paths)):
+        raise ValueError(f"Records need positives that are rows, below {len(paths)}")
+    wrong = positives[:, 0] == positives[:, 1]
+    if labels is not None:
+        wrong |= labels[positives[:, 0]] != labels[positives[:, 1]]
+    if wrong.any():
+        query, positive = (paths[row] for row in positives[np.argmax(wrong)])
+        raise DataError(f"the positive of {query} is {positive}: give another image of the same cluster")
+
+
+def _moved_pairs(pairs: IntArray, chosen: IntArray, num_rows: int) -> IntArray:
+    place = np.full(num_rows, -1, dtype=np.int64)
+    place[chosen[::-1]] = np.arange(len(chosen))[::-1]  # of a row that is chosen twice, the first
+    moved = place[pairs]
+    return moved[(moved >= 0).all(axis=1)]
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +164,8 @@ def read_records(source: Path | str, *, require_labels: bool = False, on_bad: On
 
     In a tree the first folder below the root is the class; where all first folders are called train, val, test, query or gallery, they
     are splits and the next one is the class. Where some image lies in no class folder, nothing is labelled. A manifest has the
-    columns path, label, camera, split, caption, box, all but path optional; its paths are relative to its own folder.
+    columns path, label (or cluster), positive, camera, split, caption, box, all but path optional; its paths are relative to its own
+    folder.
 
     Args:
         source: the folder or manifest.
@@ -217,7 +246,7 @@ def _no_labels(where: Path, records: Records) -> str:
             f"{where} has {len(loose):,} of {len(records):,} images in no class folder (such as {loose[0]}): "
             "put each into CLASS/, or give a manifest with a label column"
         )
-    return f"{where} has no label column: add one (columns: path, label, camera, split, caption, box)"
+    return f"{where} has no label column: add one (columns: path, label, positive, camera, split, caption, box)"
 
 
 def _from_manifest(where: Path) -> Records:
@@ -235,7 +264,21 @@ def _from_manifest(where: Path) -> Records:
         cameras=None if columns.camera is None else _index_cameras(columns.camera),
         captions=None if columns.caption is None else tuple(columns.caption),
         boxes=None if columns.box is None else np.array(columns.box, dtype=np.float32).reshape(-1, 4),
+        positives=None if columns.positive is None else _index_positives(where, columns.path, columns.positive),
     )
+
+
+def _index_positives(where: Path, paths: Sequence[str], positives: Sequence[tuple[str, ...]]) -> IntArray:
+    row_of: dict[str, int] = {}
+    for row, path in enumerate(paths):
+        row_of.setdefault(path, row)
+    pairs = []
+    for query, names in enumerate(positives):
+        for name in names:
+            if name not in row_of:
+                raise DataError(f"{where} row {query + 1}: positive '{name}' is no row's path: list that image too")
+            pairs.append((query, row_of[name]))
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def index_labels(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:

@@ -121,6 +121,60 @@ class ShuffleSampler:
         return _stream(self.num_rows, self.seed, step * self.batch_size, self.batch_size)
 
 
+@dataclass(frozen=True, eq=False)
+class TupleSampler:
+    """Batches of ``per_batch`` tuples, one after the other, from the tuples that one epoch is made of.
+
+    ``tuples`` int64 ``[num tuples, 2 + num negatives]`` holds the rows of an anchor, its positive and its negatives, in the order in
+    which they are to come. Tuples that do not fill a last batch are left out; after the last batch comes the first again.
+
+    Raises:
+        DataError: there are fewer tuples than one batch takes.
+    """
+
+    tuples: IntArray
+    per_batch: int
+
+    def __post_init__(self) -> None:
+        if len(self.tuples) < self.per_batch:
+            have = len(self.tuples)
+            raise DataError(f"a batch takes {self.per_batch} tuples, but an epoch has {have}: set tuples_per_batch={have} or lower")
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in every batch."""
+        return int(self.per_batch * self.tuples.shape[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that can be filled."""
+        return len(self.tuples) // self.per_batch
+
+    def batch(self, step: int) -> IntArray:
+        """Return the rows int64 ``[per_batch * (2 + num negatives)]`` of a step's batch."""
+        start = step % self.steps_per_epoch * self.per_batch
+        return self.tuples[start : start + self.per_batch].reshape(-1)
+
+
+def draw_pairs(positives: IntArray | None, labels: IntArray, num: int, seed: int, epoch: int) -> IntArray:
+    """Return ``num`` different (anchor, positive) rows, int64 ``[num, 2]``, in random order, or all where there are fewer.
+
+    They are drawn from ``positives`` int64 ``[num pairs, 2]``; without any, each anchor is another image and its positive any other
+    image of its class. The draw is a pure function of (seed, epoch).
+    """
+    random = np.random.default_rng([seed, epoch, 4])
+    if positives is not None:
+        return positives[random.permutation(len(positives))[:num]]
+    classes = rows_by_class(labels)
+    rows = np.concatenate([np.empty(0, np.int64), *(peers for peers in classes if len(peers) > 1)])
+    sizes = np.array([len(peers) for peers in classes if len(peers) > 1], dtype=np.int64)
+    size, start = np.repeat(sizes, sizes), np.repeat(np.cumsum(sizes) - sizes, sizes)
+    anchors = random.permutation(len(rows))[:num]
+    turn = random.integers(1, size[anchors])  # places further along the circle of the class
+    others = start[anchors] + (anchors - start[anchors] + turn) % size[anchors]
+    return np.stack([rows[anchors], rows[others]], axis=1)
+
+
 def rows_by_class(labels: IntArray) -> list[IntArray]:
     """Return the rows of each class that has any, by rising label; rows rise within a class."""
     order = np.argsort(labels, kind="stable").astype(np.int64)
