@@ -18,7 +18,7 @@ def rows(*values: int) -> np.ndarray:
 
 def judged(root: Path = Path("pictures")) -> Judged:
     records = Records(root, ("q.jpg", "a.jpg", "b.jpg"), boxes=np.array([[0, 0, 5, 5], [np.nan] * 4, [np.nan] * 4], np.float32))
-    return Judged("mine", records, rows(0), rows(1, 2), {"": Judgements((rows(0),), (rows(1),))})
+    return Judged("mine", records, rows(0), rows(1, 2), {"": Judgements((rows(0),), (rows(1),))}, ("map",))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_judgements_that_mean_nothing_are_refused(positives, junk, message):
 )
 def test_a_collection_must_hold_what_it_judges(change, message):
     whole = judged()
-    parts = {name: getattr(whole, name) for name in ("name", "records", "query_rows", "gallery_rows", "settings")}
+    parts = {name: getattr(whole, name) for name in ("name", "records", "query_rows", "gallery_rows", "settings", "metrics")}
     with pytest.raises(ValueError, match=message):
         Judged(**parts | change)
 

@@ -47,7 +47,7 @@ class Judged:
     """A collection with judgements. ``settings`` are several sets of them for the same queries and gallery, or a single one named "".
 
     ``records`` holds all images, the queries' boxes included; ``query_rows`` ``[Q]`` and ``gallery_rows`` ``[G]`` are int64 positions in
-    it, each row in the gallery at most once.
+    it, each row in the gallery at most once. ``metrics`` are the measures that the benchmark is told in, by their usual names.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Judged:
     query_rows: IntArray
     gallery_rows: IntArray
     settings: Mapping[str, Judgements]
+    metrics: tuple[str, ...]
 
     def __post_init__(self) -> None:
         for name, rows in (("query_rows", self.query_rows), ("gallery_rows", self.gallery_rows)):
@@ -62,8 +63,8 @@ class Judged:
                 raise ValueError(f"{name} must be int64 positions in the {len(self.records)} records")
         if len(np.unique(self.gallery_rows)) < len(self.gallery_rows):
             raise ValueError("a record is in the gallery twice")
-        if not self.settings:
-            raise ValueError("a Judged collection needs at least one setting")
+        if not self.settings or not self.metrics:
+            raise ValueError("a Judged collection needs at least one setting and one metric")
         for name, judgements in self.settings.items():
             if len(judgements) != len(self.query_rows) or judgements.num_gallery_needed > len(self.gallery_rows):
                 raise ValueError(
