@@ -21,12 +21,12 @@ from sightline.errors import DataError
 MAX_BYTES = 2**28
 """The largest file that is opened: the ground truth of the revisited benchmarks takes a few hundred kilobytes."""
 
-PLAIN_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
-    "STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
-    "EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS "
-    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD".split()
-)
+PLAIN_OPCODES = """
+PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+EMPTY_LIST APPEND APPENDS LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS
+PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+"""
 DAMAGED = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
 
 
@@ -59,10 +59,11 @@ class _NotPlainError(Exception):
 
 def _refuse_unusual(content: bytes) -> None:
     # Lengths are checked against the file by genops; a memo number may be any, and the unpickler makes room for all below it.
+    plain = frozenset(PLAIN_OPCODES.split())
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name not in PLAIN_OPCODES:
+        if opcode.name not in plain:
             raise _NotPlainError(f"uses the instruction {opcode.name}")
-        if opcode.name.endswith("PUT") and int(argument) > number:
+        if opcode.name.endswith("PUT") and int(argument or 0) > number:
             raise _NotPlainError(f"numbers its {number}th part {argument}")
 
 
@@ -113,7 +114,8 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
         _, shape, element, is_fortran, content = state
         if isinstance(content, str):
             content = content.encode("latin1")  # Python 2 knew no difference
-        super().__setstate__((1, _checked_shape(shape, element, content), element.dtype, bool(is_fortran), bytes(content)))
+        checked: Any = (1, _checked_shape(shape, element, content), element.dtype, bool(is_fortran), bytes(content))
+        super().__setstate__(checked)
 
 
 def _checked_shape(shape: Any, element: Any, content: Any) -> tuple[int, ...]:
