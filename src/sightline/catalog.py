@@ -27,6 +27,7 @@ DATASETS = {
     "cub": "sightline.data.sets.cub:read",
     "sop": "sightline.data.sets.sop:read",
     "inshop": "sightline.data.sets.inshop:read",
+    "sfm120k": "sightline.data.sets.sfm:read",
 }
 
 PROTOCOLS = {

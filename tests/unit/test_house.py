@@ -36,6 +36,7 @@ WITHOUT_TORCH = [
     "sightline.data.sets.cub",
     "sightline.data.sets.sop",
     "sightline.data.sets.inshop",
+    "sightline.data.sets.sfm",
     "sightline.evaluate.metrics",
     "sightline.evaluate.protocols",
     "sightline.evaluate.report",

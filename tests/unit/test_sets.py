@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sightline import catalog
-from sightline.data.sets import cub, inshop, sop
+from sightline.data.sets import cub, inshop, sfm, sop
 from sightline.errors import DataError
 
 
@@ -106,3 +108,48 @@ def test_the_official_counts_add_up() -> None:
     assert sum(size.num_classes for size in sop.SPLITS.values()) == 22_634
     assert sum(size.num_images for size in inshop.SPLITS.values()) == 52_712
     assert inshop.SPLITS["train"].num_classes + inshop.SPLITS["query"].num_classes == 7_982
+
+
+def small_sfm(root: Path, **changes: object) -> Path:
+    train = {"cids": ["00aabbcc", "00ddeeff", "00aabbc1"], "cluster": [4, 4, 9], "qidxs": [0, 1], "pidxs": [1, 0]}
+    val = {"cids": ["00112233", "00112244"], "cluster": np.array([4, 4]), "qidxs": np.array([1]), "pidxs": np.array([0])}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "retrieval-SfM-120k.pkl").write_bytes(pickle.dumps({"train": train | changes, "val": val}, protocol=2))
+    return root
+
+
+@pytest.mark.parametrize("inside", [".", "train/retrieval-SfM-120k"])
+def test_sfm_finds_an_image_by_the_last_letters_of_its_name(tmp_path: Path, inside: str) -> None:
+    folder = small_sfm(tmp_path / inside)
+    records = sfm.read(tmp_path, verify=False)
+    assert records.root == folder
+    assert records.paths[:2] == ("ims/cc/bb/aa/00aabbcc", "ims/ff/ee/dd/00ddeeff")
+    assert records.splits == ("train", "train", "train", "val", "val")
+    assert records.positives is not None
+    assert records.positives.tolist() == [[0, 1], [1, 0], [4, 3]]
+    validation = records.split("val")  # its cluster 4 is another one than training's
+    assert [validation.class_names[label] for label in validation.labels] == ["val/4", "val/4"]  # type: ignore[union-attr]
+    assert validation.positives.tolist() == [[1, 0]]  # type: ignore[union-attr]
+
+
+def test_sfm_says_what_is_missing(tmp_path: Path) -> None:
+    small_sfm(tmp_path)
+    with pytest.raises(
+        DataError, match=r"train lists 3 images, expected 91,642; val lists 2 images, expected 6,403; 5 listed images are missing"
+    ):
+        sfm.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"cluster": None}, r"is not the list of retrieval-SfM-120k \(a column of object\): download it again"),
+        ({"cluster": [4, 4]}, "columns of 'train' in .* do not fit each other"),
+        ({"pidxs": [1, 3]}, "columns of 'train' in .* do not fit each other"),
+        ({"pidxs": [1, 2]}, "the positive of ims/ff/ee/dd/00ddeeff is ims/c1/bb/aa/00aabbc1: give another image of the same cluster"),
+    ],
+)
+def test_a_list_that_does_not_hold_together_is_one_line(tmp_path: Path, changes: dict[str, object], wanted: str) -> None:
+    with pytest.raises(DataError, match=wanted) as caught:
+        sfm.read(small_sfm(tmp_path, **changes), verify=False)
+    assert "\n" not in str(caught.value)
