@@ -26,6 +26,15 @@ def count_at_least(block: RowBlock, columns: Sequence[IntArray]) -> Iterator[tup
         yield from count_in_tensor(block.similarity, columns)
 
 
+def values_at(block: RowBlock, place: int, columns: IntArray) -> FloatArray:
+    """Return some similarities of one row of the block, in the order of ``columns``."""
+    if block.similarity.device.type == "cpu":
+        return block.similarity[place].numpy()[columns]
+    import torch
+
+    return block.similarity[place][torch.from_numpy(columns).to(block.similarity.device)].cpu().numpy()
+
+
 def _count_in_row(row: FloatArray, columns: IntArray) -> tuple[FloatArray, IntArray]:
     thresholds = np.sort(row[columns])[::-1]
     reached = row >= thresholds[-1]

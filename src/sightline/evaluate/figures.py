@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sightline.contracts import FloatArray
-from sightline.evaluate.metrics import DoubleArray, PositiveRanks, first_rank, precision_at_recall
+from sightline.evaluate.metrics import first_rank, precision_at_recall
+from sightline.evaluate.ranks import DoubleArray, PositiveRanks
 from sightline.evaluate.run import Separation
 from sightline.html import INK, SERIES, plot_axes
 

@@ -1,13 +1,7 @@
-"""Retrieval metrics, exact, as small pure functions of one thing: the rank of every positive of every query.
+"""Retrieval metrics as small pure functions of one thing: the rank of every positive of every query (`ranks`).
 
-The tie rule, everywhere: **a tie counts against you**. A negative as similar as a positive is ranked before it, so a collapsed model
-measures 0 and not 1. With it the i-th best positive of a query has the rank
-
-    r_i = i + number of negatives with similarity >= s_i
-
-and one blockwise pass of counting gives all ranks: no [Q, G] matrix, no sort of the gallery. A query is never its own answer: in
-leave-one-out it is dropped by its row, not by its similarity. A query without any positive cannot be answered: it is skipped, its
-measures are NaN, and ``num_skipped`` counts it.
+A query without any positive cannot be answered: it is skipped, its measures are NaN, and ``num_skipped`` counts it. A positive that a
+cut-off ranking does not hold (``NOT_FOUND``) adds nothing to any measure and still counts among its query's positives.
 """
 
 from __future__ import annotations
@@ -16,118 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from sightline.contracts import BoolArray, FloatArray, IntArray
-from sightline.evaluate.counting import count_at_least
-from sightline.search.neighbours import similarity_blocks
+from sightline.contracts import IntArray
+from sightline.evaluate.ranks import NOT_FOUND, DoubleArray, PositiveRanks
+from sightline.evaluate.ranks import positive_ranks as positive_ranks  # where people look for it
 
-DoubleArray = npt.NDArray[np.float64]
-
-TIE_RULE = "pessimistic: a negative that ties with a positive is ranked before it"
 USUAL_KS = (1, 2, 4, 8, 10, 100, 1000)
-
-
-@dataclass(frozen=True)
-class PositiveRanks:
-    """The 1-based ranks of every query's positives, ascending: those of query q are ``ranks[offsets[q]:offsets[q + 1]]``.
-
-    ``offsets`` int64 ``[Q + 1]``, ``ranks`` int32 (all queries one after the other), ``num_gallery`` the rows that were ranked.
-    """
-
-    offsets: IntArray
-    ranks: npt.NDArray[np.int32]
-    num_gallery: int
-
-    def __post_init__(self) -> None:
-        if self.offsets.ndim != 1 or not len(self.offsets) or self.offsets[0] != 0 or self.offsets[-1] != len(self.ranks):
-            raise ValueError(f"offsets [Q + 1] must run from 0 to the {len(self.ranks)} ranks")
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def num_positives(self) -> IntArray:
-        """How many positives each query has, int64 ``[Q]``."""
-        return np.diff(self.offsets)
-
-    @property
-    def answerable(self) -> BoolArray:
-        """True for the queries that have a positive, ``[Q]``."""
-        return self.num_positives > 0
-
-    @property
-    def num_skipped(self) -> int:
-        """How many queries have no positive and so take no part in any mean."""
-        return int(len(self) - self.answerable.sum())
-
-    @property
-    def owner(self) -> IntArray:
-        """The query that each entry of ``ranks`` belongs to, int64."""
-        return np.repeat(np.arange(len(self)), self.num_positives)
-
-    @property
-    def order(self) -> IntArray:
-        """The place of each entry of ``ranks`` among its query's positives, from 1, int64."""
-        return np.arange(1, len(self.ranks) + 1) - np.repeat(self.offsets[:-1], self.num_positives)
-
-
-def positive_ranks(
-    queries: FloatArray,
-    query_labels: IntArray,
-    gallery: FloatArray | None = None,
-    gallery_labels: IntArray | None = None,
-    *,
-    block_rows: int | None = None,
-    device: str = "cpu",
-) -> PositiveRanks:
-    """Return the ranks of every query's positives by inner product, exactly, in memory bounded by one block.
-
-    ``queries`` ``[Q, D]`` and ``gallery`` ``[G, D]`` are float32 and unit length where the similarity is to be the cosine. Without a
-    gallery the protocol is leave-one-out: every other query is the gallery. ``block_rows`` queries are multiplied at once (None: as
-    many as fill 128 MB); the result does not depend on it.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or a vector that is not finite.
-    """
-    leave_one_out = gallery is None
-    if gallery is None or gallery_labels is None:
-        if gallery is not None or gallery_labels is not None:
-            raise ValueError("give the gallery's vectors and its labels, or neither for leave-one-out")
-        gallery, gallery_labels = queries, query_labels
-    _check(queries, query_labels, "query")
-    _check(gallery, gallery_labels, "gallery")
-    by_label = np.argsort(gallery_labels, kind="stable")
-    start = np.searchsorted(gallery_labels[by_label], query_labels, side="left")
-    stop = np.searchsorted(gallery_labels[by_label], query_labels, side="right")
-    num_positives = stop - start - int(leave_one_out)
-    offsets = np.concatenate([[0], np.cumsum(num_positives)]).astype(np.int64)
-    ranks = np.empty(offsets[-1], np.int32)
-    # Neighbours in this order have as many positives as each other, so a block pads little; queries without any are left out.
-    todo = np.argsort(num_positives, kind="stable")[int((num_positives == 0).sum()) :]
-
-    for block in similarity_blocks(queries, gallery, todo, block_rows=block_rows, device=device):
-        columns = [by_label[start[query] : stop[query]] for query in block.rows]
-        if leave_one_out:
-            columns = [positives[positives != query] for positives, query in zip(columns, block.rows, strict=True)]
-            block.hide(block.rows)
-        for query, (positives, num_reaching) in zip(block.rows, count_at_least(block, columns), strict=True):
-            ranks[offsets[query] : offsets[query + 1]] = _ranks_of(positives, num_reaching)
-    return PositiveRanks(offsets, ranks, len(gallery) - int(leave_one_out))
-
-
-def _ranks_of(positives: FloatArray, num_reaching: IntArray) -> IntArray:
-    # The count of rows that reach a positive has positives in it; without them it is the negatives, ties with them included.
-    num_positives_reaching = np.searchsorted(-positives, -positives, side="right")
-    ranks: IntArray = num_reaching - num_positives_reaching + np.arange(1, len(positives) + 1)
-    return ranks
-
-
-def _check(vectors: FloatArray, labels: IntArray, whose: str) -> None:
-    if vectors.ndim != 2 or labels.shape != (len(vectors),):
-        raise ValueError(f"{whose} vectors [M, D] and labels [M] do not fit: {vectors.shape} and {labels.shape}")
-    if not np.isfinite(vectors.sum(dtype=np.float64)):
-        raise ValueError(f"a {whose} vector holds NaN or infinity: no ranking of it means anything")
 
 
 def _mean_over_positives(ranks: PositiveRanks, values: DoubleArray) -> DoubleArray:
@@ -138,10 +26,16 @@ def _mean_over_positives(ranks: PositiveRanks, values: DoubleArray) -> DoubleArr
     return mean
 
 
+def _precision_at_positives(ranks: PositiveRanks) -> DoubleArray:
+    # i / r_i: the precision of the list that ends with the i-th positive.
+    return np.where(ranks.ranks == NOT_FOUND, 0.0, ranks.order / ranks.ranks)
+
+
 def first_rank(ranks: PositiveRanks) -> DoubleArray:
-    """Return the rank of each query's best positive ``[Q]``, NaN where it has none."""
+    """Return the rank of each query's best positive ``[Q]``: NaN where it has none, infinity where none was found."""
     best = np.full(len(ranks), np.nan)
     best[ranks.answerable] = ranks.ranks[ranks.offsets[:-1][ranks.answerable]]
+    best[best == NOT_FOUND] = np.inf
     return best
 
 
@@ -160,7 +54,7 @@ def map_at_r(ranks: PositiveRanks) -> DoubleArray:
     Source: Musgrave, Belongie & Lim 2020, arXiv 2003.08505, equation 4.
     """
     within = ranks.ranks <= ranks.num_positives[ranks.owner]
-    return _mean_over_positives(ranks, np.where(within, ranks.order / ranks.ranks, 0.0))
+    return _mean_over_positives(ranks, np.where(within, _precision_at_positives(ranks), 0.0))
 
 
 def r_precision(ranks: PositiveRanks) -> DoubleArray:
@@ -171,9 +65,48 @@ def r_precision(ranks: PositiveRanks) -> DoubleArray:
 def average_precision(ranks: PositiveRanks) -> DoubleArray:
     """Return the average precision over the whole gallery in 0..1 ``[Q]``: ``(1/R) * sum of i / r_i``.
 
-    Departs: ROxford's and RParis' AP is a trapezoid and slightly lower; this is the usual step sum.
+    Departs: ROxford's, RParis', Holidays' and Copydays' AP is a trapezoid and slightly lower; this is the usual step sum.
     """
-    return _mean_over_positives(ranks, ranks.order / ranks.ranks)
+    return _mean_over_positives(ranks, _precision_at_positives(ranks))
+
+
+def average_precision_at(ranks: PositiveRanks, k: int) -> DoubleArray:
+    """Return the average precision of the K closest in 0..1 ``[Q]``: the sum of ``i / r_i`` over positives up to K, by ``min(R, K)``.
+
+    Source: Weyand et al. 2020, arXiv 2004.01804, equation 2 (mAP@100 of Google Landmarks v2).
+    """
+    within = ranks.ranks <= k
+    share = _mean_over_positives(ranks, np.where(within, _precision_at_positives(ranks), 0.0))
+    return share * ranks.num_positives / np.minimum(np.maximum(ranks.num_positives, 1), k)
+
+
+def trapezoid_average_precision(ranks: PositiveRanks) -> DoubleArray:
+    """Return the area under precision over recall by trapezoids, in 0..1 ``[Q]``: the AP of ROxford, RParis, Holidays and Copydays.
+
+    Each positive adds the mean of the precision just before it, ``(i - 1) / (r_i - 1)`` (1 at the first place), and with it, ``i / r_i``.
+
+    Source: Radenovic et al. 2018, arXiv 1803.11285, as their evaluator computes it (revisitop ``compute_ap``).
+    """
+    before = np.where(ranks.ranks > 1, (ranks.order - 1) / np.maximum(ranks.ranks - 1, 1), 1.0)
+    before[ranks.ranks == NOT_FOUND] = 0.0
+    return _mean_over_positives(ranks, (before + _precision_at_positives(ranks)) / 2)
+
+
+def precision_at(ranks: PositiveRanks, k: int) -> DoubleArray:
+    """Return the share of positives among the K closest in 0..1 ``[Q]``, K no more than the rank of the query's last positive found.
+
+    With fewer than K positives a perfect answer is then 1. Where none was found it is 0.
+
+    Source: Radenovic et al. 2018, arXiv 1803.11285, as their evaluator computes it (revisitop ``compute_map``).
+
+    Departs: their evaluator stops with an error where a query has positives and a cut-off ranking holds none of them.
+    """
+    found = ranks.ranks != NOT_FOUND
+    last = np.zeros(len(ranks), np.int64)
+    np.maximum.at(last, ranks.owner[found], ranks.ranks[found])
+    cut = np.minimum(np.maximum(last, 1), k)
+    num_right = np.bincount(ranks.owner[ranks.ranks <= cut[ranks.owner]], minlength=len(ranks))
+    return np.where(ranks.answerable, num_right / cut, np.nan)
 
 
 def reciprocal_rank(ranks: PositiveRanks) -> DoubleArray:
@@ -188,7 +121,7 @@ def precision_at_recall(ranks: PositiveRanks, levels: DoubleArray) -> DoubleArra
     """
     num_positives = ranks.num_positives[ranks.answerable]
     total = np.zeros(len(levels))
-    precision = ranks.order / ranks.ranks
+    precision = _precision_at_positives(ranks)
     for stop, num in zip(ranks.offsets[1:][ranks.answerable], num_positives, strict=True):
         best_from = np.maximum.accumulate(precision[stop - num : stop][::-1])[::-1]
         total += best_from[np.maximum(np.ceil(levels * num - 1e-9).astype(np.int64) - 1, 0)]

@@ -12,7 +12,8 @@ from sightline import catalog
 from sightline.contracts import Descriptors, IntArray
 from sightline.data.records import Records
 from sightline.errors import DataError
-from sightline.evaluate.metrics import TIE_RULE, USUAL_KS, PositiveRanks, positive_ranks, summarise
+from sightline.evaluate.metrics import USUAL_KS, summarise
+from sightline.evaluate.ranks import TIE_RULE, PositiveRanks, positive_ranks
 
 
 @dataclass(frozen=True, eq=False)
