@@ -35,6 +35,15 @@ PROTOCOLS = {
     "query-gallery": "sightline.evaluate.protocols:query_gallery",
 }
 
+BENCHMARKS = {
+    "revisited": "sightline.data.sets.revisited:read",
+    "roxford5k": "sightline.data.sets.revisited:roxford5k",
+    "rparis6k": "sightline.data.sets.revisited:rparis6k",
+    "gldv2": "sightline.data.sets.gldv2:read",
+    "copydays": "sightline.data.sets.copydays:read",
+    "places": "sightline.data.sets.places:read",
+}
+
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",
 }
@@ -48,6 +57,7 @@ TABLES = {
     "methods": METHODS,
     "datasets": DATASETS,
     "protocols": PROTOCOLS,
+    "benchmarks": BENCHMARKS,
     "index_engines": INDEX_ENGINES,
     "rerankers": RERANKERS,
 }
