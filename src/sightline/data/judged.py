@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from sightline import catalog
 from sightline.contracts import FloatArray, IntArray
 from sightline.data.records import Records
-from sightline.errors import DataError
+from sightline.errors import DataError, UsageError, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +98,54 @@ def with_distractors(judged: Judged, distractors: Records) -> Judged:
         records=records,
         gallery_rows=np.concatenate([judged.gallery_rows, np.arange(num_own, num_own + num_added)]),
     )
+
+
+def absent(folder: Path, name: str, parts: Mapping[str, str], where: str = "") -> DataError:
+    """Return the error that says what of a benchmark is missing in ``folder`` (``parts``: path -> what it is) and where it goes."""
+    missing = "; ".join(f"{folder / part} ({what})" for part, what in parts.items())
+    fetch = f" Fetch it yourself: {where}; nothing is downloaded here" if where else ""
+    return DataError(f"{name} is not there. Needed: {missing}.{fetch}")
+
+
+def check_complete(judged: Judged, num_queries: int | None = None, num_gallery: int | None = None) -> None:
+    """Return if every image is there, and the official numbers of queries and gallery images where they are given.
+
+    Raises:
+        DataError: with every difference, expected beside found.
+    """
+    wrong = [
+        f"{len(rows):,} {what} where there are {expected:,}"
+        for what, rows, expected in (("queries", judged.query_rows, num_queries), ("images to search", judged.gallery_rows, num_gallery))
+        if expected is not None and len(rows) != expected
+    ]
+    files = (judged.records.file(row) for row in range(len(judged.records)))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        wrong.append(f"{len(missing):,} listed images are missing (first: {missing[0]})")
+    if wrong:
+        raise DataError(f"{judged.records.root} is not the whole of {judged.name}: {'; '.join(wrong)}. Complete it, or pass --no-verify")
+
+
+def read_benchmark(protocol: str, root: Path, *, verify: bool = True) -> Judged:
+    """Return the judged collection that ``protocol`` names, such as ``roxford5k`` or ``places,frames=3``, from its folder.
+
+    Raises:
+        UsageError: no such benchmark or setting, or a setting that is no whole number.
+        DataError: something is missing or damaged.
+    """
+    name, *settings = protocol.split(",")
+    reader = catalog.find("benchmarks", name)
+    known = [key for key in inspect.signature(reader).parameters if key not in ("root", "verify")]
+    values = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in known:
+            raise UsageError(f"{name} has no setting '{key}'{nearest(key, known)}")
+        if not value.isdecimal():
+            raise UsageError(f"{name},{setting}: {key} is a whole number, such as {key}=3")
+        values[key] = int(value)
+    judged: Judged = reader(root, verify=verify, **values)
+    return judged
 
 
 def _stacked_boxes(one: Records, other: Records) -> FloatArray | None:

@@ -73,7 +73,7 @@ def average_precision(ranks: PositiveRanks) -> DoubleArray:
 def average_precision_at(ranks: PositiveRanks, k: int) -> DoubleArray:
     """Return the average precision of the K closest in 0..1 ``[Q]``: the sum of ``i / r_i`` over positives up to K, by ``min(R, K)``.
 
-    Source: Weyand et al. 2020, arXiv 2004.01804, equation 2 (mAP@100 of Google Landmarks v2).
+    Source: Weyand et al. 2020, arXiv 2004.01804 (mAP@100 of Google Landmarks v2), as their evaluator computes it.
     """
     within = ranks.ranks <= k
     share = _mean_over_positives(ranks, np.where(within, _precision_at_positives(ranks), 0.0))
@@ -140,6 +140,29 @@ def per_query(ranks: PositiveRanks, ks: Sequence[int] = USUAL_KS) -> dict[str, D
         "map": average_precision(ranks),
         "mrr": reciprocal_rank(ranks),
     }
+
+
+def by_name(ranks: PositiveRanks, names: Sequence[str]) -> dict[str, DoubleArray]:
+    """Return the measures that a judged benchmark is told in, of every query ``[Q]``, by their usual names.
+
+    ``map`` is the trapezoid one, ``map@K`` cut off, ``mp@K`` and ``recall@K``.
+
+    Raises:
+        ValueError: no such measure.
+    """
+    values = {}
+    for name in names:
+        kind, _, k = name.partition("@")
+        if name == "map":
+            values[name] = trapezoid_average_precision(ranks)
+        elif kind in AT_K and k.isdecimal():
+            values[name] = AT_K[kind](ranks, int(k))
+        else:
+            raise ValueError(f"there is no measure '{name}': map, or {', '.join(f'{kind}@K' for kind in AT_K)}")
+    return values
+
+
+AT_K = {"map": average_precision_at, "mp": precision_at, "recall": recall_at}
 
 
 def means(values: Mapping[str, DoubleArray]) -> dict[str, float]:
