@@ -49,7 +49,13 @@ INDEX_ENGINES = {
 }
 
 RERANKERS = {
+    "k-reciprocal": "sightline.search.rerank.kreciprocal:KReciprocal",
+    "k-reciprocal-transreid": "sightline.search.rerank.kreciprocal:transreid",
+    "k-reciprocal-torchreid": "sightline.search.rerank.kreciprocal:torchreid",
     "query-expansion": "sightline.search.rerank.expansion:QueryExpansion",
+    "database-augmentation": "sightline.search.rerank.expansion:DatabaseAugmentation",
+    "diffusion": "sightline.search.rerank.diffusion:Diffusion",
+    "superglobal": "sightline.search.rerank.superglobal:SuperGlobal",
 }
 
 TABLES = {

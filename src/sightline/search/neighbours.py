@@ -75,12 +75,13 @@ def nearest(queries: FloatArray, gallery: FloatArray, k: int, self_rows: IntArra
         if self_rows is not None:
             block.hide(self_rows[block.rows])
         for query, row in zip(block.rows, block.similarity.cpu().numpy(), strict=True):
-            rows[query] = _closest(row, num_found)
+            rows[query] = closest(row, num_found)
             similarity[query] = row[rows[query]]
     return Ranking(rows, similarity)
 
 
-def _closest(row: FloatArray, k: int) -> IntArray:
+def closest(row: FloatArray, k: int) -> IntArray:
+    """Return the columns of the K largest of one row of similarities ``[G]``, largest first, ties by the lower column; K is at most G."""
     # Everything that ties with the K-th stays in until the stable sort, which then keeps the lower rows.
     kth = np.partition(row, len(row) - k)[len(row) - k]
     candidates = np.flatnonzero(row >= kth)

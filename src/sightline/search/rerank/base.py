@@ -43,7 +43,7 @@ class Reranker(ABC):
 
     @abstractmethod
     def similarity(self, ranking: Ranking, queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None, device: str) -> FloatArray:
-        """Return how similar each candidate is, float32 ``[Q, K]`` in the ranking's present order; what stands for padding is not looked at."""
+        """Return how similar each candidate is: a new float32 ``[Q, K]`` in the ranking's present order, whatever where the padding is."""
 
 
 class Refiner(Reranker):
@@ -84,10 +84,16 @@ class Chain(Reranker):
 
 
 def reorder(ranking: Ranking, similarity: FloatArray) -> Ranking:
-    """Return the ranking in the order of a new ``similarity`` ``[Q, K]`` of its candidates, ties in their present order, padding last."""
-    similarity = np.where(ranking.rows < 0, -np.inf, similarity).astype(np.float32, copy=False)
-    order = np.argsort(-similarity, axis=1, kind="stable")
-    return Ranking(np.take_along_axis(ranking.rows, order, axis=1), np.take_along_axis(similarity, order, axis=1))
+    """Return the ranking in the order of a new ``similarity`` ``[Q, K]`` of its candidates, ties in their present order, padding last.
+
+    The memory of ``similarity`` becomes the answer's: a ranking of the whole gallery is the largest thing there is here.
+    """
+    rows = np.empty_like(ranking.rows)
+    for query, (candidates, values) in enumerate(zip(ranking.rows, similarity, strict=True)):
+        values[candidates < 0] = -np.inf
+        order = np.argsort(-values, kind="stable")
+        rows[query], values[:] = candidates.take(order), values.take(order)
+    return Ranking(rows, similarity)
 
 
 def candidate_similarity(ranking: Ranking, queries: FloatArray, gallery: FloatArray, device: str = "cpu") -> FloatArray:
@@ -97,8 +103,29 @@ def candidate_similarity(ranking: Ranking, queries: FloatArray, gallery: FloatAr
     """
     found = np.empty(ranking.rows.shape, np.float32)
     for block in similarity_blocks(queries, gallery, np.arange(len(queries)), device=device):
-        found[block.rows] = np.take_along_axis(block.similarity.cpu().numpy(), ranking.rows[block.rows], axis=1)
+        for query, values in zip(block.rows, block.similarity.cpu().numpy(), strict=True):
+            found[query] = values.take(ranking.rows[query])
     return found
+
+
+def combine(queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None) -> tuple[FloatArray, IntArray]:
+    """Return the gallery and the queries as one collection ``[N, D]``, the gallery's rows first, and the row of each query in it ``[Q]``.
+
+    In leave-one-out it is the gallery alone, with each query in its own row's place.
+    """
+    if self_rows is None:
+        return np.concatenate([gallery, queries]), np.arange(len(gallery), len(gallery) + len(queries))
+    vectors = gallery.copy()
+    vectors[self_rows] = queries
+    return vectors, self_rows
+
+
+def with_tail(ranking: Ranking, head: FloatArray) -> FloatArray:
+    """Return ``head`` ``[Q, T]``, the new similarity of each query's first T candidates, and the others' behind it in their present order, ``[Q, K]``."""
+    present = np.where(ranking.rows < 0, 0, ranking.similarity)
+    lowest = np.where(ranking.rows[:, : head.shape[1]] < 0, np.inf, head).min(axis=1, keepdims=True, initial=np.inf)
+    start = head.shape[1]
+    return np.concatenate([head, lowest + present[:, start:] - present[:, start : start + 1]], axis=1, dtype=np.float32)
 
 
 def unit(vectors: FloatArray) -> FloatArray:

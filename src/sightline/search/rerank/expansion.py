@@ -8,7 +8,8 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.errors import UsageError
-from sightline.search.rerank.base import Refiner, unit
+from sightline.search.neighbours import nearest
+from sightline.search.rerank.base import Refiner, combine, unit
 
 GATHERED_BYTES = 2**26
 
@@ -37,6 +38,35 @@ class QueryExpansion(Refiner):
         if not self.num:
             return queries, gallery
         return expand(queries, ranking.rows[:, : self.num], gallery, self.alpha), gallery
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseAugmentation(Refiner):
+    """Database-side augmentation: every gallery vector plus its ``num`` nearest others, weighted as in query expansion.
+
+    In leave-one-out the queries are rows of the gallery, and are augmented with it.
+
+    Source: Arandjelovic & Zisserman 2012, section 5. Departs: neighbours weigh similarity^alpha as in alpha query expansion; Gordo et al.
+    2017, arXiv 1610.07940, let the weight fall with the rank.
+    """
+
+    num: int = 10  # neighbours beside the vector itself
+    alpha: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check(self.num, self.alpha)
+
+    def refine(
+        self, ranking: Ranking, queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None, device: str
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the queries and the augmented gallery."""
+        if not self.num:
+            return queries, gallery
+        if self_rows is not None:
+            gallery, _ = combine(queries, gallery, self_rows)
+        near = nearest(gallery, gallery, self.num, np.arange(len(gallery)), device=device).rows
+        augmented = expand(gallery, near, gallery, self.alpha)
+        return queries if self_rows is None else augmented[self_rows], augmented
 
 
 def expand(vectors: FloatArray, rows: IntArray, gallery: FloatArray, alpha: float) -> FloatArray:
