@@ -83,12 +83,19 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where images come from and how a batch is put together: P classes of K images each."""
+    """Where images come from and how a batch is put together: P classes of K images each, or tuples.
+
+    A tuple is an anchor, an image that shows the same thing, and negatives, each of another cluster, mined anew at every epoch.
+    """
 
     dataset: str = "auto"  # a name of the catalog, or auto: a class folder or a manifest
     verify: bool = True  # check the official counts of a named data set
     classes_per_batch: int = 16  # P
     images_per_class: int = 4  # K; the paper does not say, the official cross-batch memory uses 4
+    tuples_per_batch: int = 0  # tuples a batch, in place of P x K; 0 is P x K
+    negatives: int = 5  # negatives a tuple
+    query_size: int = 2_000  # tuples an epoch
+    pool_size: int = 22_000  # images that an epoch's negatives are mined from
     validation: float = 0.1  # share of the training classes held out to select the model; 0 keeps the last weights
     workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
 
@@ -97,11 +104,15 @@ class DataSpec:
             self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1,
             "classes_per_batch and images_per_class must be positive, validation in [0, 1)",
         )
+        _require(
+            self.tuples_per_batch >= 0 and min(self.negatives, self.query_size, self.pool_size) > 0,
+            "tuples_per_batch must not be negative; negatives, query_size and pool_size must be positive",
+        )
 
     @property
     def batch(self) -> int:
         """Images a batch, over all processes."""
-        return self.classes_per_batch * self.images_per_class
+        return self.tuples_per_batch * (2 + self.negatives) or self.classes_per_batch * self.images_per_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +125,10 @@ class TrainSpec:
     weight_decay: float = 5e-4
     layer_decay: float = 1.0  # each block's learning rate is this times that of the block above it
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
     final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    lr_decay: float = 0.99  # exponential only: the rate is multiplied by this every lr_decay_steps
+    lr_decay_steps: int = 400
     clip_norm: float = 0.0  # largest gradient norm; 0 does not clip
     accumulate: int = 1  # batches a step: gradients are averaged; the loss of each sees only its own batch (and the memory)
     ema: float = 0.0  # decay of the averaged weights that are then evaluated and saved; 0 keeps none
@@ -127,12 +140,12 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         _require(
-            min(self.steps, self.accumulate, self.log_every, self.validate_every, self.save_every) > 0,
-            "steps, accumulate, log_every, validate_every and save_every must be positive",
+            min(self.steps, self.accumulate, self.lr_decay_steps, self.log_every, self.validate_every, self.save_every) > 0,
+            "steps, accumulate, lr_decay_steps, log_every, validate_every and save_every must be positive",
         )
         _require(
-            self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 <= self.ema < 1,
-            "lr must be positive, layer_decay in (0, 1], ema in [0, 1)",
+            self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 < self.lr_decay <= 1 and 0 <= self.ema < 1,
+            "lr must be positive, layer_decay and lr_decay in (0, 1], ema in [0, 1)",
         )
 
 

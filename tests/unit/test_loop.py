@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.train import checkpoint
 from sightline.train.loop import Loop
-from sightline.train.optim import rate_at
+from sightline.train.optim import build_optimizer, rate_at
 
 TINY = ModelSpec(
     backbone="vit_tiny_patch16_224",
@@ -104,6 +104,83 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_rewrites_the_log_afte
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+class CountedEpochs:
+    """Epochs of three steps whose batches are shifted by a sum of the weights as they were when the epoch began."""
+
+    def __init__(self) -> None:
+        self.steps = 3
+        self.shift = torch.zeros(())
+        self.asked: list[int] = []
+
+    def refresh(self, epoch: int, encoder: Encoder) -> Mapping[str, float]:
+        self.asked.append(epoch)
+        self.shift = sum(p.detach().abs().sum() for p in encoder.parameters()) / 100
+        return {"shift": float(self.shift)}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"shift": self.shift}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.shift = state["shift"]
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        shift = self.shift  # a loader's workers see what there was when they began
+        while True:
+            item = batch(first)
+            yield replace(item, images=item.images + shift)
+            first += 1
+
+
+def epoch_lines(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["epoch/shift"]) for line in lines if "epoch/shift" in line]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stopped_in", [2, 3, 4, 5])
+def test_a_run_that_goes_on_within_an_epoch_trains_on_what_was_made_at_its_start(tmp_path: Path, stopped_in: int, accumulate: int) -> None:
+    spec = replace(SPEC, accumulate=accumulate)
+    epochs = CountedEpochs()
+    loop(tmp_path / "whole", spec, batches=epochs.batches, epochs=epochs).run()
+    assert epochs.asked == [0, 1, 2]
+    first = CountedEpochs()
+
+    def interrupted(start: int) -> Iterator[Batch]:
+        for number, item in enumerate(first.batches(start), start):
+            if number == stopped_in * accumulate:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield item
+
+    assert loop(tmp_path / "parts", spec, batches=interrupted, epochs=first).run().step == stopped_in + 1
+    second = CountedEpochs()
+    loop(tmp_path / "parts", spec, batches=second.batches, epochs=second, resume=True).run()
+    assert first.asked + second.asked == [0, 1, 2]  # none made twice, none left out
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert epoch_lines(tmp_path / "parts") == epoch_lines(tmp_path / "whole")
+    assert [step for step, _ in epoch_lines(tmp_path / "whole")] == [1, 4, 7]
+
+
+def test_a_killed_run_makes_its_epochs_again_and_logs_each_once(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    epochs, first, second = CountedEpochs(), CountedEpochs(), CountedEpochs()
+
+    def dying(start: int) -> Iterator[Batch]:
+        for number, item in enumerate(first.batches(start), start):
+            if number == 5:
+                raise KilledError
+            yield item
+
+    loop(tmp_path / "whole", batches=epochs.batches, epochs=epochs).run()
+    with pytest.raises(KilledError):
+        loop(tmp_path / "parts", batches=dying, epochs=first).run()
+    loop(tmp_path / "parts", batches=second.batches, epochs=second, resume=True).run()  # from step 3, where epoch 1 begins
+    assert second.asked == [1, 2]
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert epoch_lines(tmp_path / "parts") == epoch_lines(tmp_path / "whole")
+
+
 def test_divergence_is_diagnosed_and_the_checkpoint_before_it_kept(tmp_path: Path) -> None:
     def poisoned(first: int) -> Iterator[Batch]:
         for number in range(first, 100):
@@ -148,6 +225,16 @@ def test_schedules() -> None:
     assert rate_at(7, spec) == pytest.approx(0.55)
     assert rate_at(12, spec) == pytest.approx(0.1)
     assert rate_at(9, TrainSpec()) == 1.0
+    stairs = TrainSpec(schedule="exponential", lr_decay=0.5, lr_decay_steps=4, warmup_steps=1)
+    assert [rate_at(step, stairs) for step in (0, 3, 4, 7, 8)] == [1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+def test_adams_weight_decay_is_added_to_the_gradient() -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer([{"params": [weight], "lr": 0.1, "weight_decay": 0.5}], TrainSpec(optimizer="adam", lr=0.1))
+    weight.grad = torch.tensor([-1.0])  # with the decay's 0.5 * 2 nothing is left, where AdamW would step and decay apart
+    optimizer.step()
+    assert weight.item() == 2.0
 
 
 def test_a_full_disk_while_saving_is_one_line_and_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

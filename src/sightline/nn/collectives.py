@@ -45,6 +45,13 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def broadcast(value: torch.Tensor) -> torch.Tensor:
+    """Return the first rank's tensor on every rank; all ranks give one of the same shape and type."""
+    if world_size() > 1:
+        dist.broadcast(value, src=0)
+    return value
+
+
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Return True on every rank if ``flag`` is True on any: how the processes of a run agree to stop."""
     if world_size() == 1:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,6 +33,29 @@ Validate = Callable[[Encoder], Mapping[str, float]]
 """Measures an encoder on held-out classes; the first value chooses the model, higher is better."""
 
 
+class Epochs(Protocol):
+    """What a run's batches are made from where that changes with the model: mined tuples, clusters found.
+
+    The loop refreshes it before the first step of each epoch, opens the stream of batches anew, and keeps its state in checkpoints:
+    a run that goes on in the middle of an epoch cannot make it again, for the weights it was made with are gone.
+    """
+
+    steps: int
+    """Steps of an epoch."""
+
+    def refresh(self, epoch: int, encoder: Encoder) -> Mapping[str, float]:
+        """Make what epoch ``epoch`` (from 0) trains on with the model as it stands; all ranks call it. Return what the log should tell."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what the rest of the epoch needs."""
+        ...
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        ...
+
+
 @dataclass
 class Progress:
     """Where a run stands; saved with every checkpoint."""
@@ -40,11 +63,12 @@ class Progress:
     step: int = 0  # steps done
     best: float = -math.inf
     best_step: int = -1
+    epoch: int = -1  # the epoch that was last refreshed
     stopped_by: str = field(default="", metadata={"transient": True})  # the signal that ended it early
 
     def state(self) -> dict[str, float | int]:
         """Return what a checkpoint keeps."""
-        return {"step": self.step, "best": self.best, "best_step": self.best_step}
+        return {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
 
 
 class Loop:
@@ -59,16 +83,18 @@ class Loop:
         *,
         device: torch.device,
         validate: Validate | None = None,
+        epochs: Epochs | None = None,
         resume: bool = False,
     ) -> None:
-        """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step)."""
-        self.method, self.batches, self.spec, self.folder, self.device, self.validate = (
+        """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step), to the end of the run or epoch."""
+        self.method, self.batches, self.spec, self.folder, self.device, self.validate, self.epochs = (
             method.to(device),
             batches,
             spec,
             folder,
             device,
             validate,
+            epochs,
         )
         self.ranks = runtime.ranks()
         self.optimizer = build_optimizer(method.parameter_groups(spec), spec)
@@ -93,12 +119,17 @@ class Loop:
             TrainingError: the loss is no longer finite; the message is the diagnosis.
         """
         log = MetricsLog(self.folder, resumed_at=self.progress.step) if self.ranks.is_main else None
-        stream = self.batches(self.progress.step * self.spec.accumulate)
+        stream: Iterator[Batch] | None = None
         bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
         meter = Meter()
         try:
             with self._signals(), bar:
                 while self.progress.step < self.spec.steps:
+                    if stream is None or self._is_new_epoch():
+                        _close(stream)
+                        self._refresh(log, bar)
+                        stream = self.batches(self.progress.step * self.spec.accumulate)
+                        meter.reset()
                     values = self._step(stream, meter)
                     self._after_step(values, meter, log, bar)
                     if any_rank(bool(self.signal), self.device):
@@ -108,9 +139,20 @@ class Loop:
         finally:
             if log is not None:
                 log.close()
-            if hasattr(stream, "close"):
-                stream.close()
+            _close(stream)
         return self.progress
+
+    def _is_new_epoch(self) -> bool:
+        return self.epochs is not None and self.progress.epoch != self.progress.step // self.epochs.steps
+
+    def _refresh(self, log: MetricsLog | None, bar: Bar) -> None:
+        if self.epochs is None or not self._is_new_epoch():
+            return
+        self.progress.epoch = self.progress.step // self.epochs.steps
+        told = self.epochs.refresh(self.progress.epoch, self.method.encoder())
+        if log is not None:
+            log.write(self.progress.step + 1, {f"epoch/{name}": value for name, value in told.items()})  # what its first step stands on
+        bar.say(f"epoch {self.progress.epoch}: {', '.join(f'{name} {value:.4g}' for name, value in told.items())}")
 
     # --- one step ---------------------------------------------------------------------------------------------------------------
 
@@ -201,6 +243,7 @@ class Loop:
                     "optimizer": self.optimizer.state_dict(),
                     "average": average,
                     "progress": self.progress.state(),
+                    "epochs": self.epochs.state() if self.epochs is not None else {},
                 },
             )
             if self.validate is None or self.progress.best_step < 0:
@@ -216,6 +259,8 @@ class Loop:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.progress = Progress(**state["progress"])
+        if self.epochs is not None:
+            self.epochs.restore(state["epochs"])
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -230,3 +275,8 @@ class Loop:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _close(stream: Iterator[Batch] | None) -> None:
+    if hasattr(stream, "close"):
+        stream.close()

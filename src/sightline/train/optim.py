@@ -22,11 +22,13 @@ def build_optimizer(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.opti
 
 
 def rate_at(step: int, spec: TrainSpec) -> float:
-    """Return the share of the base learning rate at ``step`` (counted from 0): linear warm-up, then constant or cosine."""
+    """Return the share of the base learning rate at ``step`` (counted from 0): linear warm-up, then constant, cosine or falling in stairs."""
     if step < spec.warmup_steps:
         return (step + 1) / spec.warmup_steps
     if spec.schedule == "constant":
         return 1.0
+    if spec.schedule == "exponential":
+        return spec.lr_decay ** (step // spec.lr_decay_steps)
     done = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
     return spec.final_lr + (1.0 - spec.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
