@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from _common import head, interleaved, machine, median_ratio, table
 
@@ -41,7 +42,7 @@ def make_loop(batch: Batch, num_images: int, width: int, folder: Path) -> Loop:
         train=replace(base.train, precision="fp32", clip_norm=1.0),
     )
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), num_images=num_images)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(num_images) // 5)
     method.memory_vectors.copy_(torch.nn.functional.normalize(torch.randn(num_images, width), dim=1))
     method.memory_labels.copy_(torch.arange(num_images) // 5)
     return Loop(method, lambda start: itertools.repeat(batch), recipe.train, folder, device=torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Two processes train exactly as one does: same global batch, same memory, same weights; and a taken port is one line."""
+"""Two processes train exactly as one does, whatever the objective: same global batch, same memory, same weights; and a taken port is one line."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ SETTINGS = [
     "momentum=0.9", "log_every=1", "lr=0.01", "workers=0", "clip_norm=1", "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
 ]  # fmt: skip
 
+OBJECTIVES = ["contrastive", "normalised_softmax", "snca"]
+# One interpreter trains with each objective in turn: starting it costs more than the training.
+TRAIN_EACH = """
+import os, sys
+from sightline.cli.main import main
+out, ports, objectives, *arguments = sys.argv[1:]
+for port, objective in zip(ports.split(), objectives.split(), strict=True):
+    os.environ["MASTER_PORT"] = port
+    code = main(["train", "irt/small", f"objective={objective}", "--out", f"{out}/{objective}", *arguments])
+    if code:
+        sys.exit(code)
+"""
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,35 +46,26 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
+def free_ports(num: int) -> list[int]:
+    probes = [socket.socket() for _ in range(num)]
+    for probe in probes:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
 
 
-def start(photos: Path, out: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
+def start(photos: Path, out: Path, rank: int, world: int, ports: list[int], objectives: list[str]) -> subprocess.Popen[str]:
     environ = {
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "sightline",
-        "train",
-        "irt/small",
-        *SETTINGS,
-        "--data",
-        str(photos),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
+    told = [str(out), " ".join(map(str, ports)), " ".join(objectives)]
+    command = [sys.executable, "-c", TRAIN_EACH, *told, *SETTINGS, "--data", str(photos), "--device", "cpu"]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -72,18 +76,24 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
         assert "Warning" not in errors
 
 
-def test_two_processes_equal_one(photos: Path, tmp_path: Path) -> None:
-    finish([start(photos, tmp_path / "one", 0, 1, 0)])
-    port = free_port()
-    finish([start(photos, tmp_path / "two", rank, 2, port) for rank in range(2)])
+@pytest.fixture(scope="module")
+def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    ports = free_ports(len(OBJECTIVES))
+    finish([start(photos, out / "one", 0, 1, ports, OBJECTIVES)])
+    finish([start(photos, out / "two", rank, 2, ports, OBJECTIVES) for rank in range(2)])
+    return out
 
-    def losses(run: str) -> list[float]:
-        lines = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_two_processes_equal_one(objective: str, runs: Path) -> None:
+    def losses(run: Path) -> list[float]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines if "loss" in line]
 
-    assert len(losses("one")) == 6
-    np.testing.assert_allclose(losses("two"), losses("one"), rtol=1e-5)
-    one, two = checkpoint.load(tmp_path / "one"), checkpoint.load(tmp_path / "two")
+    assert len(losses(runs / "one" / objective)) == 6
+    np.testing.assert_allclose(losses(runs / "two" / objective), losses(runs / "one" / objective), rtol=1e-5)
+    one, two = checkpoint.load(runs / "one" / objective), checkpoint.load(runs / "two" / objective)
     assert one is not None
     assert two is not None
     assert torch.equal(one["method"]["memory_labels"], two["method"]["memory_labels"])
@@ -95,7 +105,7 @@ def test_a_port_in_use_is_one_line(photos: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = start(photos, tmp_path / "run", 0, 2, taken.getsockname()[1])
+        process = start(photos, tmp_path, 0, 2, [taken.getsockname()[1]], ["contrastive"])
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert [line for line in errors.splitlines() if line.startswith("error:")] == [

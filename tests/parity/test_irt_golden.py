@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def memory_losses(reduction: str, size: int) -> list[Loss]:
     """The memory's loss at each golden step, of one IRT that lives through them all (float32, as it trains)."""
     data = DataSpec(classes_per_batch=4, images_per_class=4)
     recipe = replace(folder(), reduction=reduction, margin=0.5, koleo_weight=0.0, memory_start=0, data=data)
-    method = IRT(recipe, Given(), num_images=size)
+    method = IRT(recipe, Given(), labels=np.zeros(size, np.int64))
 
     def at(step: int) -> Loss:
         def loss(z: torch.Tensor) -> torch.Tensor:

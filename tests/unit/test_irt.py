@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
-from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss
+from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss, normalised_softmax_loss, snca_loss
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 
@@ -87,6 +88,39 @@ def test_a_batch_against_itself_as_keys_is_equation_1(num: int, seed: int) -> No
     assert contrastive_loss(z, labels, margin=0.2).item() == pytest.approx(by_hand / num, abs=1e-9)
 
 
+def test_normalised_softmax_by_hand() -> None:
+    # Proxies of any length at 0 and 90 degrees: the cosines to Z are (1, 0), (0.5, 0.87), (-0.5, 0.87).
+    proxies = torch.tensor([[3.0, 0.0], [0.0, 0.1]], dtype=torch.float64)
+    high = math.sqrt(0.75)
+    by_hand = [
+        math.log(1 + math.exp((0 - 1) / 0.5)),
+        math.log(1 + math.exp((high - 0.5) / 0.5)),
+        math.log(1 + math.exp((-0.5 - high) / 0.5)),
+    ]
+    found = normalised_softmax_loss(Z, torch.tensor([0, 0, 1]), proxies, temperature=0.5).item()
+    assert found == pytest.approx(sum(by_hand) / 3)
+
+
+def test_snca_by_hand() -> None:
+    # Z against itself, of classes 0, 0, 1. The first: 0.5 to its like, -0.5 to the other. The second: 0.5 to both. The last is alone.
+    labels = torch.tensor([0, 0, 1])
+    found = snca_loss(Z, labels, Z, labels, temperature=0.5, self_columns=torch.arange(3)).item()
+    assert found == pytest.approx((math.log(1 + math.exp(-1 / 0.5)) + math.log(2) + 0) / 3)
+
+
+def test_the_other_objectives_gradients_are_those_of_their_equations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw, proxies = (torch.randn(num, 4, dtype=torch.float64, generator=generator, requires_grad=True) for num in (6, 3))
+    keys = F.normalize(torch.randn(9, 4, dtype=torch.float64, generator=generator), dim=1)
+    labels, key_labels, rows = torch.tensor([0, 0, 1, 1, 2, 3]), torch.tensor([0, 0, 1, 1, 2, 3, 2, 0, 1]), torch.arange(6)
+    assert torch.autograd.gradcheck(
+        lambda z, p: normalised_softmax_loss(F.normalize(z, dim=1), labels.clamp_max(2), p, temperature=0.3), (raw, proxies)
+    )
+    assert torch.autograd.gradcheck(
+        lambda z: snca_loss(F.normalize(z, dim=1), labels, keys, key_labels, temperature=0.3, self_columns=rows), raw
+    )
+
+
 def _method(memory: float = 1.0, momentum: float = 0.0, start: int = 1) -> IRT:
     torch.manual_seed(0)
     recipe = IRTRecipe(
@@ -97,7 +131,7 @@ def _method(memory: float = 1.0, momentum: float = 0.0, start: int = 1) -> IRT:
         memory_start=start,
         momentum=momentum,
     )
-    return IRT(recipe, Encoder(recipe.model, recipe.image), num_images=6)
+    return IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2)
 
 
 def _batch(labels: list[int], seed: int) -> Batch:
@@ -156,3 +190,51 @@ def test_ladder_switches() -> None:
     assert set(_method(memory=0.0).loss(_batch([0, 0, 1, 1], 1), 9).terms) == {"contrastive", "koleo"}
     with pytest.raises(RecipeError, match="margin"):
         IRTRecipe(margin=1.5)
+
+
+def _other(objective: str, **settings: float) -> IRT:
+    torch.manual_seed(0)
+    recipe = IRTRecipe(
+        objective=objective,
+        model=TINY,
+        image=ImageSpec(image_px=16),
+        data=DataSpec(classes_per_batch=2, images_per_class=2),
+        **settings,
+    )
+    return IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.array([3, 3, 7, 7, 9, 9]))
+
+
+def test_class_vectors_are_those_of_the_classes_learnt_from_and_learn_at_their_own_rate() -> None:
+    method = _other("normalised_softmax", proxy_lr=10.0)
+    assert method.proxies is not None
+    assert method.proxies.shape == (3, 16)  # not the ten that labels up to 9 would ask for
+    assert method.proxy_of[torch.tensor([3, 7, 9])].tolist() == [0, 1, 2]
+    assert method.proxies.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.2)
+    groups = method.parameter_groups(TrainSpec(lr=0.1, weight_decay=0.2))
+    assert [(group["lr"], group["weight_decay"]) for group in groups if group["params"][0] is method.proxies] == [(1.0, 0.2)]
+    found = method.loss(_batch([3, 3, 9, 9], 1), 0)
+    z = method.learner(_batch([3, 3, 9, 9], 1).images).detach()
+    assert found.terms["softmax"].item() == pytest.approx(
+        normalised_softmax_loss(z, torch.tensor([0, 0, 2, 2]), method.proxies, temperature=0.05).item(), rel=1e-5
+    )
+    assert found.total.item() == pytest.approx((found.terms["softmax"] + 0.7 * found.terms["koleo"]).item(), rel=1e-6)
+
+
+def test_sncas_memory_has_every_image_and_moves_only_where_the_step_looked() -> None:
+    method = _other("snca", memory_momentum=0.25)
+    before = method.memory_vectors.clone()
+    assert before.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.2)
+    batch = _batch([3, 3, 7, 7], 1)
+    z = method.learner(batch.images).detach()
+    found = method.loss(batch, 0)
+    assert torch.equal(method.memory_vectors, before)  # its gradient is still to be taken against these
+    assert found.total.item() == pytest.approx((found.terms["snca"] + 0.7 * found.terms["koleo"]).item(), rel=1e-6)
+    method.after_step(0)
+    torch.testing.assert_close(method.memory_vectors[:4], F.normalize(0.25 * before[:4] + 0.75 * z, dim=1))
+    assert torch.equal(method.memory_vectors[4:], before[4:])
+
+
+def test_the_other_objectives_settings_are_checked() -> None:
+    for wrong in ({"temperature": 0.0}, {"proxy_lr": 0.0}, {"memory_momentum": 1.0}):
+        with pytest.raises(RecipeError, match="temperature"):
+            IRTRecipe(**wrong)

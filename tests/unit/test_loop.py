@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +53,7 @@ def batches(first: int) -> Iterator[Batch]:
 def loop(folder: Path, spec: TrainSpec = SPEC, recipe: IRTRecipe = RECIPE, **arguments: object) -> Loop:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), num_images=10)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(10) // 2)
     return Loop(method, arguments.pop("batches", batches), spec, folder, device=torch.device("cpu"), **arguments)  # type: ignore[arg-type]
 
 
@@ -69,14 +70,17 @@ def interrupted_after(number: int) -> Iterator[Batch]:
         yield item
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["contrastive", "normalised_softmax", "snca"])
+def test_resumed_equals_uninterrupted_bit_for_bit(objective: str, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, objective=objective)
+
     def validate(encoder: Encoder) -> dict[str, float]:
         return {"map@r": float(sum(p.sum() for p in encoder.parameters()).detach())}
 
-    whole = loop(tmp_path / "whole", validate=validate).run()
-    first = loop(tmp_path / "parts", validate=validate, batches=lambda _: interrupted_after(4)).run()
+    whole = loop(tmp_path / "whole", recipe=recipe, validate=validate).run()
+    first = loop(tmp_path / "parts", recipe=recipe, validate=validate, batches=lambda _: interrupted_after(4)).run()
     assert (first.step, first.stopped_by) == (5, "SIGINT")
-    second = loop(tmp_path / "parts", validate=validate, resume=True).run()
+    second = loop(tmp_path / "parts", recipe=recipe, validate=validate, resume=True).run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     assert (second.step, second.best, second.best_step) == (whole.step, whole.best, whole.best_step)
     ours, theirs = checkpoint.load(tmp_path / "whole"), checkpoint.load(tmp_path / "parts")
@@ -202,7 +206,7 @@ def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:
     before = [p.clone() for p in running.method.parameters()]
     running.run()
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), num_images=10)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(10) // 2)
     ((method.loss(batch(0), 0).total + method.loss(batch(1), 0).total) / 2).backward()
     for old, new, p in zip(before, running.method.parameters(), method.parameters(), strict=True):
         torch.testing.assert_close(new, old - 0.1 * p.grad if p.grad is not None else old, atol=1e-5, rtol=1e-4)

@@ -12,11 +12,18 @@ The paper's ladder: IRT_O is the frozen backbone, IRT_L is lambda = 0, IRT_R is 
 The cross-batch memory is Wang et al. 2020 (arXiv 1912.06798): the batch is enqueued first, equation 1 is taken once over the batch
 and once over the memory, and the two are added.
 
+Two other objectives can stand in equation 1's place, as in the paper's Table 4; KoLeo joins any of them. Normalised softmax
+(Zhai & Wu 2018, arXiv 1811.12649) tells the classes apart by one learnt unit vector each. SNCA (Wu, Efros & Yu 2018, arXiv 1808.04699)
+asks that an image's neighbours among all training images, held in a memory with one entry per image, be of its own class.
+
 Departs:
     - a pair of a descriptor with its own entry in the memory is dropped by position; the published memory drops positives with
       a similarity above 1 - 1e-5, which also drops true pairs of duplicate images;
     - the memory is a ring; the published one, where a batch does not fit at its end, shifts the batch back over its newest entries;
-    - the negative term subtracts beta as equation 1 does; the published memory adds z_i.z_j itself (same gradient, other value).
+    - the negative term subtracts beta as equation 1 does; the published memory adds z_i.z_j itself (same gradient, other value);
+    - normalised softmax's authors put a layer norm before the unit length and first train the class vectors alone for an epoch; here
+      the ViT ends in its own norm, and the class vectors have a higher learning rate instead (``proxy_lr``);
+    - SNCA's authors raise the memory's momentum late in 130 epochs; here it stays.
 """
 
 from __future__ import annotations
@@ -26,16 +33,19 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from sightline.contracts import Batch, LossTerms
+from sightline.contracts import Batch, IntArray, LossTerms
 from sightline.errors import RecipeError
 from sightline.methods.base import Method, encoder_groups
 from sightline.nn.collectives import gather
 from sightline.nn.encoder import Encoder
 from sightline.recipe import AugmentSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 
+Objective = Literal["contrastive", "normalised_softmax", "snca"]
 Reduction = Literal["sum_over_n", "mean_nonzero"]
 
 KOLEO_FLOOR = 1e-6
@@ -46,12 +56,16 @@ KOLEO_FLOOR = 1e-6
 class IRTRecipe(Recipe):
     """What IRT adds to a run."""
 
+    objective: Objective = "contrastive"  # of the paper's Table 4; margin, reduction, memory, memory_start and momentum are contrastive's
     margin: float = 0.5  # beta of eq. 1
     koleo_weight: float = 0.7  # lambda of eq. 3; tied to the reduction: under mean_nonzero the same value weighs far more
     reduction: Reduction = "sum_over_n"  # eq. 1 as printed; mean_nonzero averages the positive and the negative pairs that still cost
     memory: float = 1.0  # size of the cross-batch memory as a share of the training set; 0 is none
     memory_start: int = 1_000  # first step that learns from the memory (the published memory's value; the paper does not say)
     momentum: float = 0.0  # decay of the momentum encoder that fills the memory; 0 stores the learner's own descriptors
+    temperature: float = 0.05  # normalised softmax and SNCA: what similarities are divided by (the value of both papers)
+    proxy_lr: float = 1.0  # normalised softmax: the class vectors' learning rate as a multiple of train.lr
+    memory_momentum: float = 0.5  # SNCA: what an entry of its memory keeps of itself when its image is seen; 0 replaces it
 
     def __post_init__(self) -> None:
         if not (
@@ -60,6 +74,8 @@ class IRTRecipe(Recipe):
             raise RecipeError(
                 "margin is a cosine in [-1, 1], koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)"
             )
+        if not (self.temperature > 0 and self.proxy_lr > 0 and 0 <= self.memory_momentum < 1):
+            raise RecipeError("temperature and proxy_lr must be positive, memory_momentum is in [0, 1)")
 
 
 # --- named recipes --------------------------------------------------------------------------------------------------------------
@@ -180,52 +196,100 @@ def koleo_loss(z: torch.Tensor) -> torch.Tensor:
     return -0.5 * squared_distance.clamp_min(KOLEO_FLOOR**2).log().mean()
 
 
+def normalised_softmax_loss(z: torch.Tensor, targets: torch.Tensor, proxies: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """Return the mean cross-entropy of ``z`` ``[N, D]`` over the classes, a scalar: a class is as likely as its proxy is similar.
+
+    ``proxies`` ``[C, D]`` are given unit length here; ``targets`` int64 ``[N]`` are rows of them.
+
+    Source: Zhai & Wu 2018, arXiv 1811.12649.
+    """
+    return F.cross_entropy(z @ F.normalize(proxies, dim=1).T / temperature, targets)
+
+
+def snca_loss(
+    z: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, key_labels: torch.Tensor, *, temperature: float, self_columns: torch.Tensor
+) -> torch.Tensor:
+    """Return the mean over ``z`` ``[N, D]`` of -log P(a neighbour of its class), a scalar; ``keys`` ``[M, D]`` are the neighbours.
+
+    P is the same-class share of exp(similarity / temperature) over the keys but for the anchor's own, column ``self_columns`` ``[N]``.
+    An anchor without another of its class costs nothing.
+
+    Source: Wu, Efros & Yu 2018, arXiv 1808.04699.
+    """
+    own = self_columns[:, None]
+    logits = (z @ keys.T / temperature).scatter(1, own, -math.inf)  # [N, M]
+    counted = (labels[:, None] == key_labels[None, :]).scatter(1, own, False)
+    counted = counted | ~counted.any(dim=1, keepdim=True)  # nobody of its class: log 1, where log 0 would make every gradient NaN
+    return (logits.logsumexp(dim=1) - logits.masked_fill(~counted, -math.inf).logsumexp(dim=1)).mean()
+
+
 # --- the method -----------------------------------------------------------------------------------------------------------------
 
 
 class IRT(Method):
-    """The encoder, its memory, and the two losses."""
+    """The encoder, the objective with what it remembers, and KoLeo."""
 
     memory_vectors: torch.Tensor
     memory_labels: torch.Tensor
     memory_next: torch.Tensor
+    proxy_of: torch.Tensor
 
-    def __init__(self, recipe: IRTRecipe, encoder: Encoder, *, num_images: int) -> None:
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, *, labels: IntArray) -> None:
+        """``labels`` int64 ``[M]`` are the classes of the training images, by row."""
         super().__init__()
         self.recipe = recipe
         self.learner = encoder
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False) if recipe.momentum else None
-        size = max(math.ceil(recipe.memory * num_images), recipe.data.batch) if recipe.memory else 0
-        self.register_buffer("memory_vectors", torch.zeros(size, encoder.dim))
-        self.register_buffer("memory_labels", torch.full((size,), -1, dtype=torch.long))
+        contrastive, snca = recipe.objective == "contrastive", recipe.objective == "snca"
+        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False) if contrastive and recipe.momentum else None
+        size = max(math.ceil(recipe.memory * len(labels)), recipe.data.batch) if contrastive and recipe.memory else 0
+        self.register_buffer("memory_vectors", _random_rows(len(labels), encoder.dim) if snca else torch.zeros(size, encoder.dim))
+        self.register_buffer("memory_labels", torch.from_numpy(labels.copy()) if snca else torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("memory_next", torch.zeros((), dtype=torch.long))
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # (rows, descriptors) of this step: SNCA's memory takes them after it
+        self.proxies: nn.Parameter | None = None
+        if recipe.objective == "normalised_softmax":
+            classes = np.unique(labels)  # a class that training never sees must not stand among the negatives
+            self.proxies = nn.Parameter(_random_rows(len(classes), encoder.dim))
+            self.register_buffer("proxy_of", torch.from_numpy(np.searchsorted(classes, np.arange(classes[-1] + 1))))
 
     def loss(self, batch: Batch, step: int) -> LossTerms:
-        """Return equation 3 over the batch of all ranks and, from ``memory_start``, over the memory."""
-        recipe = self.recipe
+        """Return equation 3 over the batch of all ranks, with the recipe's objective in equation 1's place."""
         z = gather(self.learner(batch.images).float())  # [N, D]: all ranks' rows in one order
         labels = gather(batch.labels)
         with torch.autocast(z.device.type, enabled=False):
-            contrastive = contrastive_loss(z, labels, margin=recipe.margin, reduction=recipe.reduction)
-            terms = {"contrastive": contrastive}
-            total = contrastive
-            if recipe.memory:
-                columns = self._enqueue(self._keys(batch, z), labels)
-                if step >= recipe.memory_start:
-                    terms["memory"] = contrastive_loss(
-                        z,
-                        labels,
-                        self.memory_vectors,
-                        self.memory_labels,
-                        margin=recipe.margin,
-                        reduction=recipe.reduction,
-                        self_columns=columns,
-                    )
-                    total = total + terms["memory"]
-            if recipe.koleo_weight:
+            if self.proxies is not None:
+                terms = {"softmax": normalised_softmax_loss(z, self.proxy_of[labels], self.proxies, temperature=self.recipe.temperature)}
+            elif self.recipe.objective == "snca":
+                terms = {"snca": self._snca(gather(batch.rows), z, labels)}
+            else:
+                terms = self._contrastive(batch, z, labels, step)
+            total = sum(terms.values(), start=z.new_zeros(()))
+            if self.recipe.koleo_weight:
                 terms["koleo"] = koleo_loss(z)
-                total = total + recipe.koleo_weight * terms["koleo"]
+                total = total + self.recipe.koleo_weight * terms["koleo"]
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
+
+    def _contrastive(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """Return equation 1 over the batch and, from ``memory_start``, over the memory."""
+        recipe = self.recipe
+        terms = {"contrastive": contrastive_loss(z, labels, margin=recipe.margin, reduction=recipe.reduction)}
+        if recipe.memory:
+            columns = self._enqueue(self._keys(batch, z), labels)
+            if step >= recipe.memory_start:
+                terms["memory"] = contrastive_loss(
+                    z,
+                    labels,
+                    self.memory_vectors,
+                    self.memory_labels,
+                    margin=recipe.margin,
+                    reduction=recipe.reduction,
+                    self_columns=columns,
+                )
+        return terms
+
+    def _snca(self, rows: torch.Tensor, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.seen.append((rows, z.detach()))
+        return snca_loss(z, labels, self.memory_vectors, self.memory_labels, temperature=self.recipe.temperature, self_columns=rows)
 
     @torch.no_grad()
     def _keys(self, batch: Batch, z: torch.Tensor) -> torch.Tensor:
@@ -243,15 +307,26 @@ class IRT(Method):
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Move the momentum encoder towards the learner."""
+        """Move the momentum encoder towards the learner, and SNCA's memory towards what the step saw."""
         if self.key_encoder is not None:
             for slow, fast in zip(self.key_encoder.parameters(), self.learner.parameters(), strict=True):
                 slow.lerp_(fast, 1.0 - self.recipe.momentum)
+        for rows, z in self.seen:
+            self.memory_vectors[rows] = F.normalize(torch.lerp(z, self.memory_vectors[rows], self.recipe.memory_momentum), dim=1)
+        self.seen.clear()
 
     def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
-        """Return the encoder's groups."""
-        return encoder_groups(self.learner, spec)
+        """Return the encoder's groups and, where there are proxies, theirs."""
+        groups = encoder_groups(self.learner, spec)
+        if self.proxies is not None:
+            groups.append({"params": [self.proxies], "lr": spec.lr * self.recipe.proxy_lr, "weight_decay": spec.weight_decay})
+        return groups
 
     def encoder(self) -> Encoder:
         """Return the learner."""
         return self.learner
+
+
+def _random_rows(num: int, dim: int) -> torch.Tensor:
+    """Return ``[num, dim]`` of length about 1, where the published memory and class vectors begin but for the latter's length."""
+    return torch.empty(num, dim).uniform_(-1.0, 1.0) * math.sqrt(3.0 / dim)

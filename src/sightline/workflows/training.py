@@ -87,15 +87,15 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     bad_files = BadFiles()
     records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
     learning, validation = _learning_and_validation(training_split(records), recipe)
+    assert learning.labels is not None
     with process_group(where) as ranks:
         goes_on = resume and (run / checkpoint.NAME).exists()
         encoder = Encoder(
             replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
         )  # the checkpoint has the weights
-        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, num_images=len(learning))
+        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=learning.labels)
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
-        assert learning.labels is not None
         sampler = PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
         transform = train_transform(recipe.augment, recipe.image)
 
