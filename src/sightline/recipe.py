@@ -21,6 +21,9 @@ from sightline.runtime import Precision
 
 R = TypeVar("R")
 
+Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "rmac"]
+Whiten = Literal["none", "pca", "supervised"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -66,10 +69,13 @@ class ModelSpec:
     backbone: str = "vit_small_patch16_224"  # a timm name
     backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
     weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else an error), random, or a local file or model folder
-    pooling: Literal["cls", "mean", "max", "gem"] = "cls"
+    pooling: Pooling = "cls"
     gem_p: float = 3.0
     projection: int = 0  # width of a linear projection after pooling; 0 is none
-    pca: int = 0  # width of the PCA fitted on the training split after training; 0 is none
+    pca: int = 0  # directions kept by the reduction fitted on the training split after training; 0 is none, or with whiten all
+    whiten: Whiten = "none"  # none is plain PCA, of vectors before they are normalised (IRT); the others take unit-length vectors
+    scales: tuple[float, ...] = (1.0,)  # the input is resized by each and the descriptors are combined; training sees 1 alone
+    scale_p: float = 1.0  # power of the mean over scales; the published one takes gem_p where GeM is not followed by a learned layer
     drop_path: float = 0.0
     checkpoint_gradients: bool = False  # recompute activations in the backward pass: slower, far less memory
     frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone
@@ -78,6 +84,14 @@ class ModelSpec:
         _require(
             self.gem_p > 0 and self.projection >= 0 and self.pca >= 0 and 0 <= self.drop_path < 1,
             "gem_p must be positive, widths not negative, drop_path in [0, 1)",
+        )
+        _require(
+            bool(self.scales) and min(self.scales) > 0 and self.scale_p > 0,
+            "scales are one or more positive factors such as 1,0.707,0.5, and scale_p is positive",
+        )
+        _require(
+            self.scale_p == 1 or (self.pooling == "gem" and not self.projection),
+            "scale_p other than 1 needs pooling=gem and no projection: a root of a mean of powers is defined for positive entries only",
         )
 
 

@@ -12,7 +12,7 @@ from sightline.errors import SightlineError, UsageError
 from sightline.nn import export
 from sightline.nn.encoder import Encoder
 from sightline.nn.export import export_onnx
-from sightline.nn.reduction import PCA
+from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
 
 TINY = ModelSpec(
@@ -24,7 +24,7 @@ TINY = ModelSpec(
 def encoder() -> Encoder:
     torch.manual_seed(0)
     made = Encoder(TINY, ImageSpec(image_px=32, mean=(0.4, 0.5, 0.6)))
-    made.reduction = PCA(32, 8)
+    made.reduction = Reduction(32, 8)
     made.reduction.components.copy_(torch.linalg.qr(torch.randn(32, 8))[0].T)
     return made.eval()
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from sightline.contracts import Tokens
 from sightline.errors import ModelError, nearest
+from sightline.nn.multiscale import rescale
 from sightline.recipe import ModelSpec
 
 HUB_TIMEOUT_S = 3.0
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
         self.width = int(net.num_features)  # type: ignore[arg-type]
         prefixes = getattr(net, "num_prefix_tokens", None)
         self.num_prefix = int(prefixes) if prefixes is not None else int(hasattr(net, "cls_token"))
+        self.has_distillation = hasattr(net, "dist_token")
 
     def forward(self, images: torch.Tensor) -> Tokens:
         """Return the tokens of normalised images ``[B, 3, H, W]``, after the network's last norm."""
@@ -56,6 +58,34 @@ class Backbone(nn.Module):
         """Return ``pooled`` after the norm that some backbones (BEiT, EVA) keep behind their pooling; unchanged elsewhere."""
         after = getattr(self.net, "fc_norm", None)
         return pooled if after is None else after(pooled)
+
+    @property
+    def has_norm_behind_pooling(self) -> bool:
+        """Whether ``norm_pooled`` changes anything."""
+        return not isinstance(getattr(self.net, "fc_norm", None), nn.Identity | None)
+
+    @property
+    def multiple_px(self) -> int:
+        """What the sides of an image must be multiples of: the patch's side, 1 where the network takes any size."""
+        ratio = getattr(getattr(self.net, "patch_embed", None), "feat_ratio", None)
+        return 1 if ratio is None else int(ratio(as_scalar=True))
+
+    def require_sizes(self, spec: ModelSpec, image_px: int) -> None:
+        """Hold the network to the scales that its input will be resized by, on one image at the smallest and at the largest.
+
+        Raises:
+            ModelError: it takes images of one size only.
+        """
+        for scale in sorted({min(spec.scales), max(spec.scales)} - {1.0}):
+            image = rescale(torch.zeros(1, 3, image_px, image_px), scale, self.multiple_px)
+            try:
+                with torch.no_grad():
+                    self(image)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ModelError(
+                    f"{spec.backbone} was made for images of {image_px} px and does not take the scale {scale:g} ({_first_line(error)}): "
+                    "keep scales=1, or take a plain ViT or a convolutional backbone"
+                ) from error
 
     def _grid(self, num_patches: int, images: torch.Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
@@ -114,7 +144,9 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
     if spec.checkpoint_gradients:
         net.set_grad_checkpointing(True)
     backbone.freeze(spec.frozen)
-    return backbone
+    if spec.scales != (1.0,):
+        backbone.eval().require_sizes(spec, image_px)
+    return backbone.train()
 
 
 def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
@@ -122,10 +154,13 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"unknown backbone '{spec.backbone}'{nearest(spec.backbone, timm.list_models())}")
     arguments: dict[str, Any] = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
     arguments |= dict(spec.backbone_args)
+    optional: dict[str, Any] = {"img_size": image_px}
+    if spec.scales != (1.0,):
+        optional["dynamic_img_size"] = True  # a ViT then resamples its positions to each size; the pretrained grid stays as it was
     if pretrained and not hub_is_reachable():
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # answer from the hub's cache at once instead of retrying for a minute
     try:
-        return _timm_model(spec.backbone, pretrained, image_px, arguments)
+        return _timm_model(spec.backbone, pretrained, arguments, optional)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
@@ -137,13 +172,15 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
 
 
-def _timm_model(name: str, pretrained: bool, image_px: int, arguments: dict[str, Any]) -> Any:
+def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any], optional: dict[str, Any]) -> Any:
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **{"img_size": image_px, **arguments})
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**optional, **arguments})
     except TypeError as error:
-        if "img_size" not in str(error) or "img_size" in arguments:
+        refused = [option for option in optional if f"'{option}'" in str(error) and option not in arguments]
+        if not refused:
             raise
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)  # a network that takes any size
+        rest = {option: value for option, value in optional.items() if option not in refused}
+        return _timm_model(name, pretrained, arguments, rest)  # a network that takes any size has no img_size
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from sightline.data.images import BadImage, decode
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError
 from sightline.nn.backbone import Backbone, build
-from sightline.nn.pooling import pool
-from sightline.nn.reduction import PCA
+from sightline.nn.multiscale import power_mean, rescale
+from sightline.nn.pooling import OF_DISTILLATION, pool
+from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.runtime import Precision, autocast_dtype
 
@@ -26,7 +28,7 @@ Picture = Path | str | bytes | Image.Image
 
 
 class Encoder(nn.Module):
-    """Backbone, pooling, optional projection, optional PCA, unit length.
+    """Backbone, pooling, optional projection, optional scales, optional reduction, unit length.
 
     ``fingerprint`` names the exact descriptors it makes (empty until it has been saved or loaded); an index refuses another's.
     """
@@ -36,15 +38,25 @@ class Encoder(nn.Module):
         self.model, self.image = model, image
         self.fingerprint = ""
         self.backbone = backbone or build(model, image.image_px)
-        self.projection = nn.Linear(self.backbone.width, model.projection) if model.projection else nn.Identity()
-        self.reduction: PCA | nn.Identity = nn.Identity()
+        self.pooled_width = self.backbone.width * (2 if model.pooling == "cls_dist_concat" else 1)
+        self.projection = nn.Linear(self.pooled_width, model.projection) if model.projection else nn.Identity()
+        self.reduction: Reduction | nn.Identity = nn.Identity()
         if model.pooling == "cls" and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
+        if model.pooling in OF_DISTILLATION and not self.backbone.has_distillation:
+            raise ModelError(
+                f"{model.backbone} has no distillation token for pooling={model.pooling}: take a distilled backbone such as "
+                "deit_small_distilled_patch16_224, or another pooling"
+            )
+        if model.scale_p != 1 and self.backbone.has_norm_behind_pooling:
+            raise ModelError(
+                f"{model.backbone} keeps a norm behind its pooling, which leaves negative entries: only scale_p=1 is defined there"
+            )
 
     @property
     def dim(self) -> int:
         """The width D of the descriptors."""
-        return len(self.reduction.components) if isinstance(self.reduction, PCA) else self.model.projection or self.backbone.width
+        return len(self.reduction.components) if isinstance(self.reduction, Reduction) else self.model.projection or self.pooled_width
 
     @property
     def device(self) -> torch.device:
@@ -58,7 +70,15 @@ class Encoder(nn.Module):
             return F.normalize(self.reduction(pooled.float()), dim=1)
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the vectors before PCA and normalisation, ``[B, D]``."""
+        """Return the vectors before reduction and normalisation, ``[B, D]``; of several scales, the unit-length mean of theirs."""
+        model = self.model
+        if model.scales == (1.0,):
+            return self._pooled(images)
+        resized = (rescale(images, scale, self.backbone.multiple_px) for scale in model.scales)
+        of_scales = torch.stack([F.normalize(self._pooled(at_scale).float(), dim=1) for at_scale in resized])  # [S, B, D]
+        return F.normalize(power_mean(of_scales, model.scale_p), dim=1)
+
+    def _pooled(self, images: torch.Tensor) -> torch.Tensor:
         tokens: Tokens = self.backbone(images)
         pooled: torch.Tensor = self.projection(self.backbone.norm_pooled(pool(tokens, self.model.pooling, self.model.gem_p)))
         return pooled
@@ -89,6 +109,19 @@ class Encoder(nn.Module):
             vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
         self.train(was_training)
         return vectors
+
+
+def headless(model: ModelSpec) -> ModelSpec:
+    """Return the model without what is put on after training: reduction and scales."""
+    bare = ModelSpec()
+    return replace(model, pca=bare.pca, whiten=bare.whiten, scales=bare.scales, scale_p=bare.scale_p)
+
+
+def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
+    """Return an encoder with the weights of ``encoder``, not reduced, and the head that ``model`` describes still to be fitted."""
+    made = Encoder(replace(model, weights="random"), encoder.image)
+    made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith("reduction.")})
+    return made.to(encoder.device).train(encoder.training)
 
 
 def _decoded(picture: Picture, short_px: int) -> Image.Image:

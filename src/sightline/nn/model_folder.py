@@ -17,10 +17,14 @@ from safetensors.torch import load_file, save_file
 from sightline.errors import ModelError, explain_os_error
 from sightline.nn.backbone import hub_is_reachable
 from sightline.nn.encoder import Encoder
-from sightline.nn.reduction import PCA
+from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
 
 FORMAT, VERSION = "sightline-model", 1
+
+SINCE_VERSION_1 = ("whiten", "scales", "scale_p")
+"""Settings of ``ModelSpec`` that format 1 did not begin with. At its default one is left out of the folder, so that older models keep their fingerprint:
+the default of a setting in this list can never change."""
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -35,12 +39,13 @@ def fingerprint(encoder: Encoder) -> str:
 def _config(encoder: Encoder) -> dict[str, Any]:
     # How the weights came about does not shape a descriptor: a reloaded encoder must have the fingerprint of the saved one.
     model = to_plain(encoder.model) | {"weights": "random", "drop_path": 0.0, "checkpoint_gradients": False, "frozen": []}
+    defaults = to_plain(ModelSpec())
     return {
         "format": FORMAT,
         "version": VERSION,
-        "model": model,
+        "model": {name: value for name, value in model.items() if name not in SINCE_VERSION_1 or value != defaults[name]},
         "image": to_plain(encoder.image),
-        "reduced_to": encoder.dim if isinstance(encoder.reduction, PCA) else 0,
+        "reduced_to": encoder.dim if isinstance(encoder.reduction, Reduction) else 0,
     }
 
 
@@ -154,7 +159,7 @@ def _from_folder(folder: Path) -> Encoder:
         raise ModelError(f"'{folder / 'config.json'}' lacks {', '.join(missing)}")
     encoder = Encoder(from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"]))
     if config["reduced_to"]:
-        encoder.reduction = PCA(encoder.dim, int(config["reduced_to"]))
+        encoder.reduction = Reduction(encoder.dim, int(config["reduced_to"]), encoder.model.whiten)
     try:
         encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
