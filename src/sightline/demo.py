@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance
 
 from sightline import runtime
 from sightline.errors import UsageError, explain_os_error
-from sightline.evaluate.protocols import Measured
+from sightline.evaluate.measured import Measured
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.search.page import write_page

@@ -66,5 +66,5 @@ def test_distractors_come_last_keep_their_place_and_are_told_of(tmp_path):
 
 
 def test_an_image_of_the_collection_is_no_distractor(tmp_path):
-    with pytest.raises(DataError, match=r"b\.jpg is in mine itself"):
+    with pytest.raises(DataError, match=r"b\.jpg is among what is measured"):
         with_distractors(judged(tmp_path), Records(tmp_path.parent, (f"{tmp_path.name}/b.jpg",)))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from sightline.contracts import Descriptors
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
-from sightline.evaluate import protocols, run
+from sightline.evaluate import protocols, run, trials
+from sightline.evaluate.measured import Measured, measure
+from sightline.evaluate.ranks import SameLabel
 
 
 def records_of(labels: list[int] | None, splits: list[str] | None = None, num: int | None = None) -> Records:
@@ -29,6 +31,10 @@ def records_of(labels: list[int] | None, splits: list[str] | None = None, num: i
 
 def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def measured(descriptors: Descriptors, records: Records, protocol: protocols.Protocol, **more) -> Measured:
+    return measure(trials.label_trial(descriptors, records, protocol), **more)
 
 
 def test_auto_chooses_by_the_splits():
@@ -60,10 +66,10 @@ def test_unsuitable_records_are_refused_in_one_line(records, name, message):
 def test_measure_says_what_and_how():
     records = records_of([0, 0, 1, 1, 2])
     vectors = unit(np.array([[1, 0], [1, 0.1], [0, 1], [0.1, 1], [1, 1]], np.float32))
-    measured = protocols.measure(Descriptors(vectors, np.arange(5)), records, protocols.leave_one_out(records), num_resamples=50)
-    assert measured.metrics["recall@1"] == 1.0
-    assert (measured.num_queries, measured.num_gallery, measured.num_skipped, measured.num_classes) == (5, 4, 1, 3)
-    told = json.loads(json.dumps(measured.to_json(), allow_nan=False))
+    found = measured(Descriptors(vectors, np.arange(5)), records, protocols.leave_one_out(records), num_resamples=50)
+    assert found.metrics["recall@1"] == 1.0
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (told["num_queries"], told["num_gallery"], told["num_skipped"], told["num_classes"]) == (5, 4, 1, 3)
     assert told["metrics"]["map@r"] == 1.0
     assert told["intervals"]["recall@1"] == [1.0, 1.0]
     assert "negative that ties" in told["tie_rule"]
@@ -74,15 +80,15 @@ def test_measure_in_query_gallery_with_an_unreadable_image():
     # Row 2 could not be read, so it has no descriptor; the rows of the others come in another order.
     rows = np.array([4, 3, 1, 0])
     vectors = unit(np.array([[0, 1], [1, 0], [1, 0.2], [1, 0.1]], np.float32))
-    measured = protocols.measure(Descriptors(vectors, rows), records, protocols.query_gallery(records), num_resamples=10)
-    assert measured.num_gallery == 2
-    assert measured.ranks.ranks.tolist() == [2, 1]
+    found = measured(Descriptors(vectors, rows), records, protocols.query_gallery(records), num_resamples=10)
+    assert found.num_gallery == 2
+    assert found.ranks[""].ranks.tolist() == [2, 1]
 
 
 def test_nothing_measurable_is_an_error():
     records = records_of([0, 0, 1])
     with pytest.raises(DataError, match="nothing can be measured"):
-        protocols.measure(Descriptors(unit(np.ones((2, 2))), np.array([0, 2])), records, protocols.leave_one_out(records))
+        measured(Descriptors(unit(np.ones((2, 2))), np.array([0, 2])), records, protocols.leave_one_out(records))
 
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -106,7 +112,7 @@ def test_near_duplicates_are_the_best_pairs(generator, most):
 
 
 def test_separation_tells_positives_from_the_hardest_negative():
-    vectors = unit(np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32))
-    found = run.separation(vectors, np.array([0, 0, 1, 1]), vectors, np.array([0, 0, 1, 1]), np.arange(4))
+    vectors, labels = unit(np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.float32)), np.array([0, 0, 1, 1])
+    found = run.separation(vectors, vectors, SameLabel(labels, labels, np.arange(4)), np.arange(4))
     assert found.positives.tolist() == [1, 1, 1, 1]
     assert found.best_negatives.tolist() == [0, 0, 0, 0]

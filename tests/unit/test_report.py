@@ -12,6 +12,8 @@ from sightline.contracts import Descriptors
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
 from sightline.evaluate import protocols, report
+from sightline.evaluate.measured import Measured, measure
+from sightline.evaluate.trials import label_trial
 
 
 def scene(num_classes: int, per_class: int, noise: float, splits: tuple[str, ...] | None = None) -> report.Collection:
@@ -28,14 +30,13 @@ def thumbnail(records: Records, row: int) -> Image.Image | None:
     return None if row % 7 == 3 else Image.new("RGB", (30, 20), (row % 256, 90, 90))
 
 
-def write(tmp_path: Path, collection: report.Collection, **more) -> tuple[str, protocols.Measured]:
-    protocol = protocols.choose_protocol(collection.records)
-    measured = protocols.measure(collection.descriptors, collection.records, protocol, num_resamples=50)
+def write(tmp_path: Path, collection: report.Collection, **more) -> tuple[str, Measured]:
+    trial = label_trial(collection.descriptors, collection.records, protocols.choose_protocol(collection.records))
+    measured = measure(trial, num_resamples=50)
     path = report.write_report(
         tmp_path / "report.html",
         measured,
-        collection,
-        protocol,
+        trial,
         title="A title",
         command="sightline evaluate M",
         thumbnail=thumbnail,

@@ -15,14 +15,17 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     dataset: Dataset = "auto",
     verify: Verify = True,
-    protocol: Annotated[str, typer.Option(help="auto, leave-one-out, query-gallery")] = "auto",
+    protocol: Annotated[str, typer.Option(help="auto, leave-one-out, query-gallery, or a benchmark such as roxford5k")] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
+    distractors: Annotated[Path | None, typer.Option(help="a folder or manifest of images to search too, never right")] = None,
+    rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="candidates to re-rank (default: all, or 1,000 in a large gallery)")] = None,
     report: Annotated[Path | None, typer.Option(help="write index.html and metrics.json into this folder")] = None,
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model on labelled images.
+    """Measure a model on labelled images or on a benchmark that judges them by query.
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
@@ -35,6 +38,9 @@ def evaluate(
         verify=verify,
         protocol=protocol,
         split=split,
+        distractors=distractors,
+        rerank=rerank,
+        rerank_top=rerank_top,
         report=report,
         device=device,
         precision=precision,

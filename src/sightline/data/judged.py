@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,22 +83,29 @@ def with_distractors(judged: Judged, distractors: Records) -> Judged:
     Raises:
         DataError: an image of the collection is among the distractors.
     """
-    own = {judged.records.file(row).resolve() for row in range(len(judged.records))}
-    twice = next((row for row in range(len(distractors)) if distractors.file(row).resolve() in own), None)
-    if twice is not None:
-        raise DataError(f"{distractors.file(twice)} is in {judged.name} itself: give a folder of distractors that holds none of its images")
-    num_own, num_added = len(judged.records), len(distractors)
-    records = Records(
-        judged.records.root,
-        (*judged.records.paths, *(distractors.file(row).absolute().as_posix() for row in range(num_added))),
-        boxes=_stacked_boxes(judged.records, distractors),
-    )
+    added = np.arange(len(judged.records), len(judged.records) + len(distractors))
     return replace(
         judged,
-        name=f"{judged.name} +{num_added:,} distractors",
-        records=records,
-        gallery_rows=np.concatenate([judged.gallery_rows, np.arange(num_own, num_own + num_added)]),
+        name=f"{judged.name} +{len(distractors):,} distractors",
+        records=records_with(judged.records, distractors),
+        gallery_rows=np.concatenate([judged.gallery_rows, added]),
     )
+
+
+def records_with(records: Records, distractors: Records) -> Records:
+    """Return the records and behind them the distractors, labelled (where the records are) as a class of their own.
+
+    Raises:
+        DataError: an image of the records is among the distractors.
+    """
+    own = {os.path.abspath(records.file(row)) for row in range(len(records))}
+    added = [os.path.abspath(distractors.file(row)) for row in range(len(distractors))]
+    twice = next((path for path in added if path in own), None)
+    if twice is not None:
+        raise DataError(f"{twice} is among what is measured too: give a folder of distractors that holds none of those images")
+    labels = None if records.labels is None else np.append(records.labels, np.full(len(added), len(records.class_names), np.int64))
+    class_names = () if labels is None else (*records.class_names, "(distractor)")
+    return Records(records.root, (*records.paths, *added), labels, class_names, boxes=_stacked_boxes(records, distractors))
 
 
 def absent(folder: Path, name: str, parts: Mapping[str, str], where: str = "") -> DataError:

@@ -1,33 +1,29 @@
-"""Protocols: which rows ask and which answer. And the measuring itself, which says how it was done."""
+"""Protocols by labels: which rows ask and which answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sightline import catalog
-from sightline.contracts import Descriptors, IntArray
+from sightline.contracts import IntArray
+from sightline.data.judged import records_with
 from sightline.data.records import Records
 from sightline.errors import DataError
-from sightline.evaluate.metrics import USUAL_KS, summarise
-from sightline.evaluate.ranks import TIE_RULE, PositiveRanks, positive_ranks
 
 
 @dataclass(frozen=True, eq=False)
 class Protocol:
-    """Which rows of the records are queries and which the gallery (int64); no gallery means leave-one-out among the queries."""
+    """Which rows of the records are queries and which the gallery (int64), where labels say what is right.
+
+    With ``leave_one_out`` a query is not searched in its own row.
+    """
 
     name: str
     query_rows: IntArray
-    gallery_rows: IntArray | None = None
-
-    @property
-    def searched_rows(self) -> IntArray:
-        """The rows that are ranked for a query: the gallery, or in leave-one-out the queries."""
-        return self.query_rows if self.gallery_rows is None else self.gallery_rows
+    gallery_rows: IntArray
+    leave_one_out: bool = False
 
 
 def leave_one_out(records: Records) -> Protocol:
@@ -38,10 +34,11 @@ def leave_one_out(records: Records) -> Protocol:
     Raises:
         DataError: there are no labels, or no class has two images.
     """
-    labels = _labels(records)
+    labels = labels_of(records)
     if not len(labels) or np.bincount(labels).max() < 2:
         raise DataError(f"no class of {records.root} has two images, so nothing can be found: leave-one-out needs classes of two or more")
-    return Protocol("leave-one-out", np.arange(len(records)))
+    rows = np.arange(len(records))
+    return Protocol("leave-one-out", rows, rows, leave_one_out=True)
 
 
 def query_gallery(records: Records) -> Protocol:
@@ -50,7 +47,7 @@ def query_gallery(records: Records) -> Protocol:
     Raises:
         DataError: there are no labels, one of the splits is missing, or no query has its class in the gallery.
     """
-    labels = _labels(records)
+    labels = labels_of(records)
     splits = np.array(records.splits if records.splits is not None else (), dtype=str)
     rows = {name: np.flatnonzero(splits == name) for name in ("query", "gallery")}
     for name, found in rows.items():
@@ -59,6 +56,18 @@ def query_gallery(records: Records) -> Protocol:
     if not np.isin(labels[rows["query"]], labels[rows["gallery"]]).any():
         raise DataError(f"no query of {records.root} has an image of its class in the gallery: check the labels of the two splits")
     return Protocol("query-gallery", rows["query"], rows["gallery"])
+
+
+def add_distractors(records: Records, protocol: Protocol, distractors: Records) -> tuple[Records, Protocol]:
+    """Return the records with more images, of a class that no query has, and the protocol that searches them too.
+
+    Raises:
+        DataError: an image of the collection is among the distractors.
+    """
+    added = np.arange(len(records), len(records) + len(distractors))
+    name = f"{protocol.name} +{len(distractors):,} distractors"
+    more = replace(protocol, name=name, gallery_rows=np.concatenate([protocol.gallery_rows, added]))
+    return records_with(records, distractors), more
 
 
 def choose_protocol(records: Records, name: str = "auto") -> Protocol:
@@ -74,87 +83,12 @@ def choose_protocol(records: Records, name: str = "auto") -> Protocol:
     return protocol
 
 
-def _labels(records: Records) -> IntArray:
+def labels_of(records: Records) -> IntArray:
+    """Return the records' labels.
+
+    Raises:
+        DataError: there are none.
+    """
     if records.labels is None:
         raise DataError(f"{records.root} has no labels, and measuring needs them: put each image in a class folder or add a label column")
     return records.labels
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What was measured, on what and how. ``ranks`` and ``query_labels`` ``[Q]`` are kept per query, in the protocol's order."""
-
-    metrics: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    protocol: str
-    num_queries: int
-    num_gallery: int
-    num_skipped: int
-    num_classes: int
-    ranks: PositiveRanks
-    query_labels: IntArray
-    tie_rule: str = TIE_RULE
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data for ``--json``: ``metrics`` by their usual names in 0..1, 95 % ``intervals``, and how they came about."""
-        return {
-            "metrics": {name: None if np.isnan(value) else value for name, value in self.metrics.items()},
-            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
-            "interval_kind": "95 % percentile bootstrap over classes",
-            "protocol": self.protocol,
-            "tie_rule": self.tie_rule,
-            "num_queries": self.num_queries,
-            "num_gallery": self.num_gallery,
-            "num_skipped": self.num_skipped,
-            "num_classes": self.num_classes,
-        }
-
-
-def rows_of(descriptors: Descriptors, wanted: IntArray) -> IntArray:
-    """Return the wanted records' positions among the descriptors, without those that have none (images that could not be read)."""
-    position = np.full(max(descriptors.rows.max(initial=-1), wanted.max(initial=-1)) + 1, -1, np.int64)
-    position[descriptors.rows] = np.arange(len(descriptors))
-    found = position[wanted]
-    return found[found >= 0]
-
-
-def measure(
-    descriptors: Descriptors,
-    records: Records,
-    protocol: Protocol,
-    *,
-    ks: Sequence[int] = USUAL_KS,
-    device: str = "cpu",
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Measured:
-    """Return the metrics of descriptors under a protocol; ``descriptors.rows`` point into ``records``.
-
-    An image without a descriptor (it could not be read) is neither asked nor found.
-
-    Raises:
-        DataError: no query that can be answered is left.
-    """
-    labels = _labels(records)
-    queries = rows_of(descriptors, protocol.query_rows)
-    query_labels = labels[descriptors.rows[queries]]
-    if protocol.gallery_rows is None:
-        ranks = positive_ranks(descriptors.vectors[queries], query_labels, device=device)
-    else:
-        gallery = rows_of(descriptors, protocol.gallery_rows)
-        gallery_labels = labels[descriptors.rows[gallery]]
-        ranks = positive_ranks(descriptors.vectors[queries], query_labels, descriptors.vectors[gallery], gallery_labels, device=device)
-    if not ranks.answerable.any():
-        raise DataError(f"no query of {records.root} has a readable image of its class to find: nothing can be measured")
-    summary = summarise(ranks, query_labels, ks, num_resamples=num_resamples, seed=seed)
-    return Measured(
-        metrics=summary.metrics,
-        intervals=summary.intervals,
-        protocol=protocol.name,
-        num_queries=len(ranks),
-        num_gallery=ranks.num_gallery,
-        num_skipped=ranks.num_skipped,
-        num_classes=len(np.unique(query_labels)),
-        ranks=ranks,
-        query_labels=query_labels,
-    )

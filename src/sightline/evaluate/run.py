@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
+from sightline.evaluate.ranks import Truth
 from sightline.search.neighbours import similarity_blocks
 
 
@@ -74,27 +75,28 @@ class Separation:
 
 def separation(
     queries: FloatArray,
-    query_labels: IntArray,
     gallery: FloatArray,
-    gallery_labels: IntArray,
+    truth: Truth,
     self_rows: IntArray | None = None,
     *,
     sample: int = 2000,
     device: str = "cpu",
 ) -> Separation:
-    """Return how similar positives and the hardest negatives are, from at most ``sample`` evenly spaced queries.
+    """Return how similar positives and the hardest negatives are, from at most ``sample`` evenly spaced queries; junk is neither.
 
     A threshold that tells "the same" from "not in the collection" exists as far as the two do not overlap.
     """
     chosen = np.unique(np.linspace(0, len(queries) - 1, min(sample, len(queries))).astype(np.int64)) if len(queries) else np.arange(0)
+    all_positives, all_junk = truth.positives, truth.junk
     positives: list[FloatArray] = []
     negatives: list[float] = []
     for block in similarity_blocks(queries, gallery, chosen, device=device):
         if self_rows is not None:
             block.hide(self_rows[block.rows])
         for query, row in zip(block.rows, block.similarity.cpu().numpy(), strict=True):
-            same = gallery_labels == query_labels[query]
-            positives.append(row[same & np.isfinite(row)])
-            if not same.all():
-                negatives.append(float(row[~same].max()))
+            positives.append(row[all_positives[query]])
+            row[all_positives[query]] = row[all_junk[query]] = -np.inf
+            best = float(row.max())
+            if np.isfinite(best):
+                negatives.append(best)
     return Separation(np.concatenate(positives) if positives else np.empty(0, np.float32), np.array(negatives, np.float32))

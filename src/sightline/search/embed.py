@@ -107,5 +107,9 @@ def embed_records(
     Raises:
         DataError: not one file could be read.
     """
-    parts = list(embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what=what))
-    return Descriptors(np.concatenate([vectors for _, vectors in parts]), np.concatenate([rows for rows, _ in parts]))
+    vectors, rows = np.empty((len(records), encoder.dim), np.float32), np.empty(len(records), np.int64)
+    num_done = 0  # filled in place: parts joined at the end would take the memory of a million descriptors twice
+    for part, descriptors in embed_stream(encoder, records, bad_files, batch_size=batch_size, precision=precision, show=show, what=what):
+        vectors[num_done : num_done + len(part)], rows[num_done : num_done + len(part)] = descriptors, part
+        num_done += len(part)
+    return Descriptors(vectors[:num_done], rows[:num_done])

@@ -1,25 +1,31 @@
-"""Measuring: a model against labelled images, with a report to look at."""
+"""Measuring: a model against labelled images or a judged benchmark, with a report to look at."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sightline import runtime
+from sightline import catalog, runtime
+from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
+from sightline.data.judged import read_benchmark, with_distractors
 from sightline.data.records import Records
-from sightline.errors import DataError, explain_os_error
-from sightline.evaluate.protocols import Measured, Protocol, choose_protocol, measure
+from sightline.errors import DataError, UsageError, explain_os_error
+from sightline.evaluate.measured import Measured, measure
+from sightline.evaluate.protocols import add_distractors, choose_protocol
 from sightline.evaluate.report import Collection, write_report
+from sightline.evaluate.trials import Trial, judged_trial, label_trial
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search.embed import embed_records
+from sightline.search.rerank import parse
 from sightline.workflows.common import read_data, write_bad_files
 
 
@@ -31,27 +37,33 @@ class Evaluation:
     fingerprint: str
     data: str
     part: str
+    rerank: str
     measured: Measured
     bad_summary: str
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data: ``metrics`` by their usual names, with how they were measured."""
         about = {"model": self.model, "fingerprint": self.fingerprint, "data": self.data, "part": self.part, "bad_files": self.bad_summary}
+        if self.rerank:
+            about["rerank"] = self.rerank
         return {**about, **self.measured.to_json()}
 
     def to_text(self) -> str:
         """Return the numbers as lines to read, with their 95 % intervals."""
         found = self.measured
-        size = f"{found.num_queries:,} queries in {found.num_gallery:,} images of {found.num_classes:,} classes"
-        head = f"{self.model} on {self.data}: {self.part}, {found.protocol}, {size}"
-        lines = [head]
+        size = f"{found.num_queries:,} queries in {found.num_gallery:,} images"
+        size += f" of {found.num_groups:,} classes" if found.by_labels else ""
+        reranked = f", {self.rerank} over the {found.rerank_top:,} closest" if found.rerank_top is not None else ""
+        lines = [f"{self.model} on {self.data}: {self.part}, {found.protocol}, {size}{reranked}"]
+        width = max(12, *map(len, found.metrics))
         for name, value in found.metrics.items():
             low, high = found.intervals.get(name, (float("nan"), float("nan")))
             spread = "" if np.isnan(low) else f"   [{low:.4f}, {high:.4f}]"
-            lines.append(f"  {name:12} {value:.4f}{spread}")
-        lines.append(
-            f"  ties: {found.tie_rule}; intervals: 95 %, bootstrap over classes; skipped (no other image of their class): {found.num_skipped}"
-        )
+            lines.append(f"  {name:{width}} {value:.4f}{spread}")
+        skipped = ", ".join(f"{setting} {num}".strip() for setting, num in found.num_skipped.items())
+        what = "no other image of their class" if found.by_labels else "nothing to find"
+        over = "classes" if found.by_labels else "groups of queries that share a positive"
+        lines.append(f"  ties: {found.tie_rule}; intervals: 95 %, bootstrap over {over}; skipped ({what}): {skipped}")
         return "\n".join(lines)
 
 
@@ -63,6 +75,9 @@ def evaluate(
     verify: bool = True,
     protocol: str = "auto",
     split: str = "auto",
+    distractors: Path | None = None,
+    rerank: str = "",
+    rerank_top: int | None = None,
     report: Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -70,37 +85,74 @@ def evaluate(
 ) -> Evaluation:
     """Return how well ``model`` retrieves within ``data``, exactly; ``report`` is a folder to write the page into.
 
-    ``split`` auto measures the test split (or query and gallery) where there is one; else, for a model whose run tells its training
-    classes, the classes that training did not learn from; else everything.
+    ``protocol`` is one by labels, or names a judged benchmark, which reads ``data`` in its own layout. ``split`` auto measures the test
+    split (or query and gallery) where there is one; else, for a model whose run tells its training classes, the classes that training
+    did not learn from; else everything. ``distractors`` is a folder or manifest whose images are searched too and never right.
+    ``rerank`` names what re-ranks the ``rerank_top`` closest of each query (None: see ``evaluate.measured.measure``).
 
     Raises:
         UsageError: the model or data cannot be read, or nothing can be measured.
     """
     where, bad_files = runtime.device(device), BadFiles()
+    reranker = parse(rerank) if rerank else None
+    read = _judged if protocol.partition(",")[0] in catalog.names("benchmarks") else _labelled
+    task = read(data, model, bad_files, dataset=dataset, verify=verify, protocol=protocol, split=split, distractors=distractors)
     encoder = model_folder.load(model, device=where)
-    records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
-    part = part_to_measure(records, model, split)
-    chosen = choose_protocol(part.records, protocol)
-    found = embed_records(encoder, part.records, bad_files, precision=precision)
-    measured = measure(found, part.records, chosen, device=str(where) if where.type == "cuda" else "cpu")
-    bad_summary = bad_files.summary(len(part.records), *([report / "bad_files.jsonl"] if report else []))
-    evaluation = Evaluation(str(model), encoder.fingerprint, str(data), part.words, measured, bad_summary)
+    found = embed_records(encoder, task.records, bad_files, precision=precision)
+    trial = task.trial(found)
+    products_on = str(where) if where.type == "cuda" else "cpu"
+    measured = measure(
+        trial, rerank=None if reranker is None else partial(reranker, device=products_on), rerank_top=rerank_top, device=products_on
+    )
+    bad_summary = bad_files.summary(len(task.records), *([report / "bad_files.jsonl"] if report else []))
+    evaluation = Evaluation(str(model), encoder.fingerprint, str(data), task.words, rerank, measured, bad_summary)
     if report is not None:
         learnt = None
-        if part.learnt is not None:
+        if task.learnt is not None:
             learnt = Collection(
-                embed_records(encoder, part.learnt, BadFiles(), precision=precision, what="embedding the training part"), part.learnt
+                embed_records(encoder, task.learnt, BadFiles(), precision=precision, what="embedding the training part"), task.learnt
             )
-        _write(report, evaluation, encoder, Collection(found, part.records), chosen, learnt, bad_files, command)
+        _write(report, evaluation, encoder, trial, learnt, bad_files, command)
     return evaluation
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The records to embed, the trial that their descriptors make, what is measured in words, and what training learnt from."""
+
+    records: Records
+    trial: Callable[[Descriptors], Trial]
+    words: str
+    learnt: Records | None = None
+
+
+def _judged(
+    data: str | Path, model: str, bad_files: BadFiles, *, dataset: str, verify: bool, protocol: str, split: str, distractors: Path | None
+) -> _Task:
+    if dataset != "auto" or split != "auto":
+        raise UsageError(f"--protocol {protocol} reads its own layout and measures all of it: leave out --dataset and --split")
+    judged = read_benchmark(protocol, Path(data), verify=verify)
+    if distractors is not None:
+        judged = with_distractors(judged, read_data(distractors, bad_files))
+    return _Task(judged.records, partial(judged_trial, judged=judged), "all of it")
+
+
+def _labelled(
+    data: str | Path, model: str, bad_files: BadFiles, *, dataset: str, verify: bool, protocol: str, split: str, distractors: Path | None
+) -> _Task:
+    records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
+    part = part_to_measure(records, model, split)
+    measured, chosen = part.records, choose_protocol(part.records, protocol)
+    if distractors is not None:
+        measured, chosen = add_distractors(measured, chosen, read_data(distractors, bad_files))
+    return _Task(measured, partial(label_trial, records=measured, protocol=chosen), part.words, part.learnt)
 
 
 def _write(
     folder: Path,
     evaluation: Evaluation,
     encoder: Encoder,
-    found: Collection,
-    protocol: Protocol,
+    trial: Trial,
     train: Collection | None,
     bad_files: BadFiles,
     command: str,
@@ -109,6 +161,7 @@ def _write(
         ("model", f"{evaluation.model} ({encoder.model.backbone}, {encoder.dim}-d, {evaluation.fingerprint})"),
         ("data", f"{evaluation.data}: {evaluation.part}"),
         ("protocol", evaluation.measured.protocol),
+        *([("re-ranked by", evaluation.rerank)] if evaluation.rerank else []),
     ]
     bad = [f"{path}: {reason}" for path, reason in bad_files.items()]
     try:
@@ -116,8 +169,7 @@ def _write(
         write_report(
             folder / "index.html",
             evaluation.measured,
-            found,
-            protocol,
+            trial,
             title="Retrieval report",
             command=command,
             facts=facts,
