@@ -125,6 +125,16 @@ def test_pair_auc_counts_ties_half() -> None:
     assert auc([0.5, 0.1], [0.5, 0.3]) == (0.5 + 1 + 0 + 0) / 4
 
 
+def test_histograms_share_their_edges_and_sum_to_one() -> None:
+    one = PairSimilarity(np.array([0.5, 1.0], np.float32), np.array([-1.0, 0.0, 0.0], np.float32))
+    other = PairSimilarity(np.zeros(0, np.float32), np.array([0.25], np.float32))
+    edges, shares = embedding.histogram([one, other], num_bins=4)
+    np.testing.assert_allclose(edges, [-1.0, -0.5, 0.0, 0.5, 1.0])
+    np.testing.assert_allclose(shares[0], [[0, 0, 0, 1], [1 / 3, 0, 2 / 3, 0]])
+    np.testing.assert_allclose(shares[1], [[0, 0, 0, 0], [0, 0, 1, 0]])
+    assert np.isfinite(embedding.histogram([PairSimilarity(other.positive, other.positive)])[0]).all()
+
+
 def test_hubness_of_a_star_is_skewed_and_of_a_ring_is_not() -> None:
     star = np.array([[1]] + [[0]] * 9)
     ring = np.roll(np.arange(10), 1)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,11 @@ from sightline.contracts import Descriptors, Ranking
 from sightline.data.images import BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import SightlineError
+from sightline.html import Page, Picture, Plot
 from sightline.lens import draw
-from sightline.lens.inspect import inspect, pairs_of, varied
+from sightline.lens.inspect import inspect
+from sightline.lens.sheet import contact_sheet
+from sightline.lens.view import Inspected, pairs_of, short_names, varied
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.search.embed import embed_records
@@ -47,9 +51,12 @@ def encoder() -> Encoder:
     return make(depth=2, embed_dim=32, num_heads=2, patch_size=8)
 
 
-def look(encoder: Encoder, records: Records, out: Path) -> tuple[dict[str, object], str]:
-    found = embed_records(encoder, records, BadFiles(), precision="fp32", show=False)
-    numbers = inspect(encoder, records, found, out, title="runs/<mine>", command="sightline inspect", bad_files=["x.jpg: zero bytes"])
+def inspected(encoder: Encoder, records: Records, name: str = "runs/<mine>") -> Inspected:
+    return Inspected(name, encoder, embed_records(encoder, records, BadFiles(), precision="fp32", show=False))
+
+
+def look(records: Records, out: Path, *models: Inspected) -> tuple[dict[str, Any], str]:
+    numbers = inspect(models, records, out, command="sightline inspect", bad_files=["x.jpg: zero bytes"])
     assert json.loads((out / "numbers.json").read_text(encoding="utf-8")) == numbers
     page = (out / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"""(?:src|href)=["']?(?:https?:|//)|url\(\s*["']?http""", page), "the page asks nothing of the network"
@@ -58,8 +65,8 @@ def look(encoder: Encoder, records: Records, out: Path) -> tuple[dict[str, objec
 
 def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     records = read_records(photos)
-    numbers, page = look(encoder, records, tmp_path / "out")
-    for heading in ("Descriptor health", "Shape", "Attention", "Nearest neighbours", "Hard negatives", "Near-duplicates"):
+    numbers, page = look(records, tmp_path / "out", inspected(encoder, records))
+    for heading in ("Descriptor health", "Shape", "Gradients", "Attention", "Nearest neighbours", "Hard negatives", "Near-duplicates"):
         assert f">{heading}</h2>" in page
     assert "<mine>" not in page
     assert "<red>" not in page
@@ -70,15 +77,67 @@ def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: P
     assert set(numbers["metrics"]) >= {"effective_rank", "mean_similarity", "uniformity", "alignment", "pair_auc", "hubness"}
     assert numbers["closest_is_of_another_class"] == 0, "an untrained model tells plain colours apart"
     assert numbers["model"]["parameters"] == sum(parameter.numel() for parameter in encoder.parameters())
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["index.html", "numbers.json"]
+    assert numbers["model"]["name"] == "runs/<mine>"
+    assert numbers["beside"] == []
+    assert numbers["gradients"]["batch"] == "3 x 4"
+    assert len(numbers["gradients"]["of_gradients"]) == len(numbers["gradients"]["margins"]) == 20
+    shares = numbers["histograms"]["shares"][0]
+    assert sum(shares["positive"]) == pytest.approx(1.0, abs=1e-4)
+    assert len(numbers["histograms"]["edges"]) == len(shares["negative"]) + 1
+    assert 0 < len(numbers["hard_negatives"]) <= 6, "twelve images, none of them twice"
+    assert records.labels is not None
+    for pair in numbers["hard_negatives"]:
+        assert len({int(records.labels[records.paths.index(path)]) for path in pair["paths"]}) == 2
+    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert files == ["duplicates.png", "hard_negatives.png", "index.html", "numbers.json"]
+
+
+def test_models_stand_beside_each_other(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+    records = read_records(photos)
+    first, second = (
+        inspected(encoder, records, "runs/_r$1$"),
+        inspected(make(depth=1, embed_dim=16, num_heads=2, patch_size=8), records, "草/o"),
+    )
+    alone, _ = look(records, tmp_path / "alone", second)
+    numbers, page = look(records, tmp_path / "both", first, second)
+    assert page.count(">Similarities: ") == 2
+    assert ">Alignment and uniformity<" in page
+    assert page.count("_r$1$") > 5
+    assert "all that follows is _r$1$&#x27;s alone" in page
+    other = numbers["beside"][0]
+    assert len(numbers["energy"]) == 32
+    assert len(other["energy"]) == 16
+    assert {key: other[key] for key in ("model", "metrics", "energy", "gradients")} == {
+        key: alone[key] for key in ("model", "metrics", "energy", "gradients")
+    }
+    assert [one["name"] for one in numbers["histograms"]["shares"]] == ["runs/_r$1$", "草/o"]
+
+
+def test_models_of_different_images_are_not_compared(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+    records = read_records(photos)
+    whole = inspected(encoder, records)
+    part = Inspected("part", encoder, Descriptors(whole.descriptors.vectors[:5], whole.descriptors.rows[:5]))
+    with pytest.raises(ValueError, match="same images"):
+        inspect([whole, part], records, tmp_path)
+
+
+def test_a_name_is_short_where_it_still_tells_models_apart() -> None:
+    assert short_names(["runs/a", "timm:deit_small", "runs/b/"]) == ["a", "timm:deit_small", "b"]
+    assert short_names(["runs/a/model", "runs/b/model"]) == ["runs/a/model", "runs/b/model"]
+    assert short_names(["."]) == ["."]
 
 
 def test_without_labels_or_attention_the_rest_is_there(photos: Path, tmp_path: Path) -> None:
     records = read_records(photos)
     unlabelled = Records(root=records.root, paths=records.paths)
-    numbers, page = look(make("resnet10t"), unlabelled, tmp_path)
+    (tmp_path / "hard_negatives.png").touch()
+    numbers, page = look(unlabelled, tmp_path, inspected(make("resnet10t"), unlabelled))
     assert "need a plain Vision Transformer" in page
     assert "Hard negatives" not in page
+    assert ">Gradients<" not in page
+    assert numbers["gradients"] is None
+    assert numbers["hard_negatives"] == []
+    assert not (tmp_path / "hard_negatives.png").exists(), "that of an earlier inspection would mislead"
     assert numbers["attention"] is False
     assert numbers["classes"] is None
     assert numbers["closest_is_of_another_class"] is None
@@ -87,10 +146,12 @@ def test_without_labels_or_attention_the_rest_is_there(photos: Path, tmp_path: P
 
 def test_one_image_or_one_point_is_no_trouble(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     records = read_records(photos)
-    numbers, _ = look(encoder, records.select([0]), tmp_path)
+    one = records.select([0])
+    numbers, _ = look(one, tmp_path, inspected(encoder, one))
     assert numbers["metrics"]["uniformity"] is None
     same = Descriptors(np.tile(np.eye(1, 32, dtype=np.float32), (5, 1)), np.arange(5))
-    numbers = inspect(encoder, records, same, tmp_path, title="collapsed")
+    collapsed = [Inspected(name, encoder, same) for name in ("collapsed", "too")]
+    numbers = inspect(collapsed, records, tmp_path)
     assert numbers["metrics"]["effective_rank"] == 0
     assert numbers["metrics"]["mean_similarity"] == 1
     assert numbers["near_duplicates"] > 0
@@ -98,9 +159,9 @@ def test_one_image_or_one_point_is_no_trouble(encoder: Encoder, photos: Path, tm
 
 def test_images_that_have_gone_leave_empty_frames(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     records = read_records(photos)
-    found = embed_records(encoder, records, BadFiles(), precision="fp32", show=False)
+    found = inspected(encoder, records, "moved")
     moved = Records(root=tmp_path / "gone", paths=records.paths, labels=records.labels, class_names=records.class_names)
-    numbers = inspect(encoder, moved, found, tmp_path / "out", title="moved")
+    numbers = inspect([found], moved, tmp_path / "out")
     assert numbers["images"] == 12
     assert "not readable" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
@@ -108,10 +169,38 @@ def test_images_that_have_gone_leave_empty_frames(encoder: Encoder, photos: Path
 def test_a_folder_that_cannot_be_written_is_one_line(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     records = read_records(photos).select([0, 1])
-    found = embed_records(encoder, records, BadFiles(), precision="fp32", show=False)
     with pytest.raises(SightlineError, match="file") as caught:
-        inspect(encoder, records, found, tmp_path / "file", title="x")
+        inspect([inspected(encoder, records)], records, tmp_path / "file")
     assert "\n" not in str(caught.value)
+    (tmp_path / "taken" / "duplicates.png").mkdir(parents=True)
+    with pytest.raises(SightlineError, match=r"duplicates\.png") as caught:
+        inspect([inspected(encoder, records)], records, tmp_path / "taken")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_contact_sheet_holds_each_pair_in_its_place() -> None:
+    red, blue = Image.new("RGB", (30, 60), "red"), Image.new("RGB", (400, 20), "blue")
+    pairs = [(Picture(red, "one " * 40, "0.9"), Picture(blue, "草", "0.9"))] * 4 + [(Picture(None, "gone"), Picture(blue, "other"))]
+    sheet = contact_sheet("Pairs", pairs)
+    pixels = np.asarray(sheet)
+    assert (pixels == (255, 0, 0)).all(axis=2).sum() == 4 * 160 * 160
+    assert (pixels == (0, 0, 255)).all(axis=2).sum() == 5 * 160 * 160
+    assert contact_sheet("Pairs", pairs[:4]).height < sheet.height == contact_sheet("Pairs", pairs[:4] * 2).height
+    one = contact_sheet("A title too long for a sheet of a single pair, which is cut", pairs[:1])
+    assert (np.asarray(one)[:, -4:] == 255).all(), "nothing is written over the edge"
+
+
+def test_names_of_any_kind_are_drawn_as_they_are() -> None:
+    names = ["_x$1$", "草", "a\\b"]
+    curve, energy = np.array([0.0, 1.0]), np.array([0.5, 1.0])
+    figures = [
+        draw.gradient_curves(curve, dict.fromkeys(names, curve)),
+        draw.energy_curves(dict.fromkeys(names, energy) | {"nothing": np.zeros(3)}),
+        draw.alignment_plane(dict.fromkeys(names, (-1.0, 0.2)) | {"unknown": (float("nan"), float("nan"))}),
+    ]
+    page = Page("Names").plots([Plot(figure, "", "") for figure in figures]).render()
+    assert [page.count(name) for name in names] == [3, 3, 3]
+    assert "90 % in 2" in page
 
 
 def test_pairs_come_once_and_most_similar_first() -> None:

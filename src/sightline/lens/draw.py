@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.html import INK, SERIES, plot_axes
+from sightline.html import INK, PLOT_INCHES, SERIES, plot_axes
+from sightline.lens.embedding import Float64Array, num_directions
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NUM_COLOURS = 20
+LEGEND_LINE_INCHES = 0.2
 _HEAT = ((0.0, (20, 20, 60)), (0.35, (120, 28, 109)), (0.65, (237, 105, 37)), (1.0, (252, 240, 140)))
 """Dark to light in even steps of lightness, so that it reads in grey too."""
 
@@ -51,34 +55,76 @@ def class_colours(num: int) -> list[str]:
 # --- figures ----------------------------------------------------------------------------------------------------------------------
 
 
-def energy_curve(shares: npt.NDArray[np.float64], num_for_90: int) -> Figure:
-    """Return the share of variance in the first n directions over n, with the n that holds 90 % marked (none where it is 0)."""
+def energy_curves(shares: Mapping[str, Float64Array]) -> Figure:
+    """Return the share of variance in the first n directions over n of each model, with the n that holds 90 % beside its name."""
     figure, axes = plot_axes("principal directions", "share of variance")
-    counts = np.arange(1, len(shares) + 1)
-    axes.plot(counts, shares, color=SERIES[0])
-    if num_for_90:
-        axes.plot([1, num_for_90, num_for_90], [0.9, 0.9, 0], color=SERIES[1], linewidth=1, linestyle="--")
-        axes.annotate(f"90 % in {num_for_90}", (num_for_90, 0.9), xytext=(8, -16), textcoords="offset points", color=INK)
-    axes.set_xlim(1, max(2, len(shares)))
+    axes.axhline(0.9, color=INK, linewidth=1, linestyle=":", alpha=0.6)
+    for number, (name, share) in enumerate(shares.items()):
+        label = f"{name} (90 % in {num_directions(share, 0.9)})" if share[-1] > 0 else f"{name} (nothing varies)"
+        _line(axes, number, np.arange(1, len(share) + 1), share, label)
+    axes.set_xscale("log", base=2)  # most of the curve's bend is in the first directions, and widths differ by powers of two
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlim(1, max(2, *(len(share) for share in shares.values())))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    _legend_above(axes)
     return figure
 
 
-def similarity_histogram(kinds: dict[str, FloatArray]) -> Figure:
-    """Return how often each similarity occurs among the pairs of each kind, as a share of the kind."""
-    values = np.concatenate(list(kinds.values()))
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    edges = np.linspace(low, max(high, low + 1e-3), 61)
+def similarity_histogram(edges: Float64Array, kinds: Mapping[str, Float64Array]) -> Figure:
+    """Return how often each similarity occurs among the pairs of each kind: shares of the kind, of the bins between ``edges``."""
     figure, axes = plot_axes("similarity (cosine)", "share of pairs")
-    for (name, similarity), colour in zip(kinds.items(), SERIES[2:0:-1], strict=False):
-        share = np.histogram(similarity, edges)[0] / max(1, len(similarity))
+    for (name, share), colour in zip(kinds.items(), SERIES[2:0:-1], strict=False):
         axes.stairs(share, edges, fill=True, alpha=0.3, color=colour)
         axes.stairs(share, edges, label=name, color=colour, linewidth=1.8)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, labelcolor=INK)
     axes.margins(x=0)
     return figure
+
+
+def gradient_curves(margins: Float64Array, norms: Mapping[str, Float64Array]) -> Figure:
+    """Return the nuclear norm of a covariance of gradients over the margin of each model."""
+    figure, axes = plot_axes("margin (cosine)", "nuclear norm")
+    for number, (name, norm) in enumerate(norms.items()):
+        _line(axes, number, margins, norm, name)
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+    _legend_above(axes)
+    return figure
+
+
+def alignment_plane(places: Mapping[str, tuple[float, float]]) -> Figure:
+    """Return the (uniformity, alignment) of each model as a dot.
+
+    Source: Wang and Isola 2020, arXiv 2005.10242, section 5.
+    """
+    figure, axes = plot_axes("uniformity", "alignment")
+    for number, (name, (uniformity, alignment)) in enumerate(places.items()):
+        colour, _, marker = _style(number)
+        axes.plot([uniformity], [alignment], color=colour, marker=marker, markersize=9, linestyle="none", label=f" {name}")
+    axes.margins(0.25)
+    _legend_above(axes)
+    return figure
+
+
+def _style(number: int) -> tuple[str, str, str]:
+    """Return the colour, line and marker of a model: each differs from its neighbours in all three, so none rests on colour alone."""
+    return SERIES[number % len(SERIES)], ("-", "--", "-.", ":")[number % 4], ("o", "s", "^", "D", "v", "P", "X")[number % 7]
+
+
+def _line(axes: Axes, number: int, x: npt.NDArray[Any], y: Float64Array, name: str) -> None:
+    colour, line, _ = _style(number)
+    axes.plot(x, y, color=colour, linestyle=line, label=f" {name}")  # matplotlib hides a label that begins with "_"
+
+
+def _legend_above(axes: Axes) -> None:
+    """Name the models in lines of their own above the axes, and make the figure higher by as much."""
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, labelcolor=INK)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a dollar in a name is a dollar
+    axes.figure.set_size_inches(PLOT_INCHES[0], PLOT_INCHES[1] + LEGEND_LINE_INCHES * (len(legend.get_texts()) - 1))
 
 
 def principal_plot(places: FloatArray, colour_of: IntArray, colours: list[str], shares: tuple[float, float]) -> Figure:

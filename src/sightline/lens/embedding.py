@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +127,22 @@ def similarity_by_class(vectors: FloatArray, labels: IntArray, *, num_pairs: int
     return PairSimilarity(pair_similarity(vectors, *positive_pairs), negative)
 
 
+def histogram(pairs: Sequence[PairSimilarity], num_bins: int = 60) -> tuple[Float64Array, list[tuple[Float64Array, Float64Array]]]:
+    """Return the edges ``[num_bins + 1]`` of bins that hold all similarities, and of each model the share of pairs in every bin.
+
+    The shares ``[num_bins]`` are of the positive and, apart, of the negative pairs; zeros where there are none of a kind.
+    """
+    kinds = [kind for one in pairs for kind in (one.positive, one.negative) if len(kind)]
+    low = min((float(kind.min()) for kind in kinds), default=0.0)
+    high = max((float(kind.max()) for kind in kinds), default=1.0)
+    edges = np.linspace(low, max(high, low + 1e-3), num_bins + 1)
+
+    def shares(similarity: FloatArray) -> Float64Array:
+        return np.histogram(similarity, edges)[0] / max(1, len(similarity))
+
+    return edges, [(shares(one.positive), shares(one.negative)) for one in pairs]
+
+
 def pair_auc(pairs: PairSimilarity) -> float:
     """Return the probability that a pair of one class is more similar than a pair of two: 0.5 is chance, 1 is perfect; a tie is half.
 
@@ -209,10 +226,10 @@ def health(
 
     ``variances`` are their ``spectrum``, ``pairs`` their ``similarity_by_class``, ``neighbours`` ``[Q, K]`` rows among ``num_searched``.
     """
-    shares, width = energy(variances), len(variances)
+    shares = energy(variances)
     found = [
-        Measure("effective_rank", effective_rank(variances), f"Of {width}, the more in use the better; a few mean collapse."),
-        Measure("directions_for_90_percent", float(num_directions(shares, 0.9)), f"Far below {width}, a PCA to so many costs little."),
+        Measure("effective_rank", effective_rank(variances), "The more of the width in use the better; a few mean collapse."),
+        Measure("directions_for_90_percent", float(num_directions(shares, 0.9)), "Far below the width, a PCA to so many costs little."),
         Measure("mean_similarity", mean_similarity(vectors), "Near 0; towards 1 all images look alike to the model."),
         Measure("uniformity", uniformity(vectors), "Lower is better: -4 is spread evenly over the sphere, 0 is a single point."),
         Measure("hubness", hubness(neighbours, num_searched), "Below 1; above 2 a few images are among the answers to everything."),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sightline.contracts import Descriptors, FloatArray, IntArray, Ranking
+from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.data.images import BadImage
 from sightline.data.loading import open_image
 from sightline.data.records import Records
@@ -22,83 +22,79 @@ from sightline.errors import ModelError, explain_os_error
 from sightline.html import Number, Page, Picture, Plot
 from sightline.lens import draw, embedding
 from sightline.lens.attention import asks_class_token, attention
+from sightline.lens.sheet import contact_sheet
+from sightline.lens.view import MAX_OF_CLASSES, Inspected, Thumbnail, View, pairs_of, rounded, short_names, varied
 from sightline.nn.encoder import Encoder
 from sightline.nn.model_folder import write_text
-from sightline.search.neighbours import nearest, nearest_of_other_class
-
-MAX_SEARCHED = 20_000
-"""Descriptors among which neighbours are sought (a seeded sample of more): exact, in seconds on two cores."""
+from sightline.search.neighbours import nearest_of_other_class
 
 MAX_DOTS = 10_000
-NUM_EXAMPLES, NUM_NEIGHBOURS, NUM_PAIRS, NUM_HEADS, NUM_NAMED = 8, 10, 24, 12, 500
-MAX_OF_CLASSES = 3
+NUM_PAIRS, NUM_HEADS, NUM_NAMED = 24, 12, 500
 DUPLICATE_SIMILARITY = 0.95
 CARDS = ("effective_rank", "mean_similarity", "uniformity", "alignment", "pair_auc", "hubness")
 
-Thumbnail = Callable[[Records, int], Image.Image | None]
-
 
 def inspect(
-    encoder: Encoder,
+    models: Sequence[Inspected],
     records: Records,
-    descriptors: Descriptors,
     out: Path,
     *,
-    title: str,
     command: str = "",
     bad_files: Sequence[str] = (),
     thumbnail: Thumbnail = readable_thumbnail,
 ) -> dict[str, Any]:
     """Write ``index.html`` and ``numbers.json`` about a model into the folder ``out`` and return the numbers.
 
+    The pairs on the page are in ``hard_negatives.png`` and ``duplicates.png`` too, where there are any.
+
     Args:
-        encoder: the model.
-        records: the images it is looked at with; without labels, what concerns classes is left out.
-        descriptors: what the model made of them.
+        models: the model, and after it those whose curves and numbers stand beside its own; all of the same images.
+        records: the images they are looked at with; without labels, what concerns classes is left out.
         out: the folder to write.
-        title: what to call the model.
         command: how this came about.
         bad_files: "name: reason" of files that could not be read.
         thumbnail: gives the picture of a row of the records, or None.
 
     Raises:
         SightlineError: the folder cannot be written.
+        ValueError: the models were not given the same images.
     """
-    view = _View(records, descriptors, thumbnail)
-    measures = embedding.health(
-        view.vectors,
-        view.labels,
-        variances=view.variances,
-        pairs=view.pairs,
-        neighbours=view.ranking.rows,
-        num_searched=len(view.searched),
-    )
-    model = _model_facts(encoder)
-    page = Page(title, "What the model is, how its descriptors lie, where it looks and what it finds", _header(model, records, view))
-    _add_health(page, measures)
-    _add_shape(page, view)
-    has_attention = _add_attention(page, view, encoder)
+    if any(not np.array_equal(one.descriptors.rows, models[0].descriptors.rows) for one in models):
+        raise ValueError("models can be compared on the same images only: give descriptors of the same rows")
+    names = short_names([one.name for one in models])
+    views = [View(one, name, records, thumbnail) for one, name in zip(models, names, strict=True)]
+    view = views[0]
+    page = Page(f"Inside {models[0].name}", "What the model is, how its descriptors lie, where it looks and what it finds", _header(views))
+    _add_health(page, views)
+    histograms = _add_shape(page, views)
+    _add_gradients(page, views)
+    has_attention = _add_attention(page, views, models[0].encoder)
     _add_neighbours(page, view)
-    num_mistakable = _add_hard_negatives(page, view)
-    num_duplicates = _add_duplicates(page, view)
+    num_mistakable, hard_negatives = _add_hard_negatives(page, view)
+    num_duplicates, duplicates = _add_duplicates(page, view)
     if bad_files:
         page.section("Unreadable files", f"{len(bad_files):,} files took no part.")
         page.details(f"Show {min(len(bad_files), NUM_NAMED):,} of {len(bad_files):,}", bad_files[:NUM_NAMED])
     _add_method(page, view, command)
     numbers = {
-        "model": {"name": title, **model},
-        "images": len(descriptors),
+        **view.numbers(),
+        "beside": [other.numbers() for other in views[1:]],
+        "images": len(view.vectors),
         "classes": records.num_classes or None,
         "bad_files": len(bad_files),
-        "metrics": {measure.name: None if math.isnan(measure.value) else measure.value for measure in measures},
-        "energy": [round(float(share), 6) for share in embedding.energy(view.variances)],
+        "histograms": histograms,
         "closest_is_of_another_class": num_mistakable,
+        "hard_negatives": _listed(view, hard_negatives),
         "near_duplicates": num_duplicates,
+        "duplicates": _listed(view, duplicates),
         "searched": len(view.searched),
         "attention": has_attention,
         "command": command,
     }
     page.write(out / "index.html")
+    sheets = [("hard_negatives", "Closest pairs of different classes", hard_negatives), ("duplicates", "Closest pairs of all", duplicates)]
+    for name, title, shown in sheets:
+        _write_sheet(out / f"{name}.png", f"{title}, as {models[0].name} sees them", shown)
     try:
         write_text(out / "numbers.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
@@ -106,67 +102,58 @@ def inspect(
     return numbers
 
 
-class _View:
-    """The descriptors with their names and pictures; ``searched`` are the places (rows of ``vectors``) that neighbours are sought among."""
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """Two places of a view, how similar they are, and their pictures."""
 
-    def __init__(self, records: Records, descriptors: Descriptors, thumbnail: Thumbnail) -> None:
-        self.records, self.vectors, self.rows = records, descriptors.vectors, descriptors.rows
-        self.labels = None if records.labels is None else records.labels[self.rows]
-        self.thumbnail = thumbnail
-        num = len(self.vectors)
-        self.searched: IntArray = np.sort(np.random.default_rng(0).permutation(num)[:MAX_SEARCHED])
-        self.variances = embedding.spectrum(self.vectors)
-        classes = np.zeros(num, np.int64) if self.labels is None else self.labels  # without labels all pairs are of one kind
-        self.pairs = embedding.similarity_by_class(self.vectors, classes)
-        among = self.vectors[self.searched]
-        self.ranking: Ranking = nearest(among, among, NUM_NEIGHBOURS, np.arange(len(among)))
-
-    def name(self, place: int) -> str:
-        row = int(self.rows[place])
-        return self.records.paths[row] if self.labels is None else self.records.class_names[self.labels[place]]
-
-    def picture(self, place: int, note: str = "", *, beside: int | None = None) -> Picture:
-        """Return the picture at a place, marked right or wrong by the class of the one it stands ``beside``."""
-        image = self.thumbnail(self.records, int(self.rows[place]))
-        if beside is None or self.labels is None:
-            return Picture(image, self.name(place), note, "plain")
-        return Picture(image, self.name(place), note, "right" if self.labels[place] == self.labels[beside] else "wrong")
-
-    def examples(self) -> list[int]:
-        """Return places spread evenly over the collection, which most often is ordered by class."""
-        spread = np.linspace(0, len(self.searched) - 1, min(NUM_EXAMPLES, len(self.searched)))
-        return [round(float(place)) for place in spread]
+    places: tuple[int, int]
+    similarity: float
+    pictures: tuple[Picture, Picture]
 
 
-def _model_facts(encoder: Encoder) -> dict[str, Any]:
-    return {
-        "backbone": encoder.model.backbone,
-        "pooling": encoder.model.pooling,
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "width": encoder.dim,
-        "image_px": encoder.image.image_px,
-        "fingerprint": encoder.fingerprint,
-    }
+def _listed(view: View, pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
+    return [{"paths": [view.path(place) for place in pair.places], "similarity": round(pair.similarity, 6)} for pair in pairs]
 
 
-def _header(model: dict[str, Any], records: Records, view: _View) -> list[tuple[str, str]]:
+def _write_sheet(file: Path, title: str, pairs: Sequence[_Pair]) -> None:
+    try:
+        if pairs:
+            contact_sheet(title, [pair.pictures for pair in pairs]).save(file)
+        else:
+            file.unlink(missing_ok=True)  # that of an earlier inspection
+    except OSError as error:
+        raise explain_os_error(error, f"writing '{file}'") from error
+
+
+def _header(views: Sequence[View]) -> list[tuple[str, str]]:
+    view, facts = views[0], views[0].facts
+    classes = f" of {view.records.num_classes:,} classes" if view.labels is not None else ""
+    beside = [("Beside it", ", ".join(other.facts["name"] for other in views[1:]))] if len(views) > 1 else []
     return [
-        ("Backbone", f"{model['backbone']}, {model['pooling']} pooling"),
-        ("Parameters", f"{model['parameters'] / 1e6:.1f} million"),
-        ("Descriptor", f"{model['width']} numbers"),
-        ("Image", f"{model['image_px']} x {model['image_px']} px"),
-        ("Fingerprint", model["fingerprint"] or "not saved yet"),
-        ("Looked at", f"{len(view.vectors):,} images" + (f" of {records.num_classes:,} classes" if view.labels is not None else "")),
+        ("Backbone", f"{facts['backbone']}, {facts['pooling']} pooling"),
+        ("Parameters", f"{facts['parameters'] / 1e6:.1f} million"),
+        ("Descriptor", f"{facts['width']} numbers"),
+        ("Image", f"{facts['image_px']} x {facts['image_px']} px"),
+        ("Fingerprint", facts["fingerprint"] or "not saved yet"),
+        ("Looked at", f"{len(view.vectors):,} images{classes}"),
+        *beside,
     ]
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------------------
 
 
-def _add_health(page: Page, measures: Sequence[embedding.Measure]) -> None:
+def _add_health(page: Page, views: Sequence[View]) -> None:
     page.section("Descriptor health", "What the numbers say before any picture does.")
-    page.numbers([Number(_spoken(one), _shown(one)) for one in measures if one.name in CARDS])
-    page.table(["measure", "value", "what good looks like"], [[_spoken(one), _shown(one), one.good] for one in measures])
+    page.numbers([Number(_spoken(one), _shown(one)) for one in views[0].measures if one.name in CARDS])
+    first = views[0].measures
+    if len(views) == 1:
+        page.table(["measure", "value", "what good looks like"], [[_spoken(one), _shown(one), one.good] for one in first])
+        return
+    width = ["width", *(str(view.facts["width"]) for view in views)]
+    rows = zip(*(view.measures for view in views), strict=True)
+    page.table(["measure", *(view.label for view in views)], [width, *([_spoken(row[0]), *map(_shown, row)] for row in rows)])
+    page.details("What good looks like", [f"{_spoken(one)}: {one.good}" for one in first])
 
 
 def _spoken(measure: embedding.Measure) -> str:
@@ -177,35 +164,52 @@ def _shown(measure: embedding.Measure) -> str:
     return "-" if math.isnan(measure.value) else f"{measure.value:.3g}" if abs(measure.value) < 100 else f"{measure.value:.0f}"
 
 
-def _add_shape(page: Page, view: _View) -> None:
-    shares = embedding.energy(view.variances)
-    kinds = {"pairs": view.pairs.positive}
-    if view.labels is not None:
-        kinds = {"pairs of one class": view.pairs.positive, "pairs of two": view.pairs.negative}
+def _add_shape(page: Page, views: Sequence[View]) -> dict[str, Any]:
+    """Add how the descriptors lie; return the histograms that were drawn."""
+    view, several = views[0], len(views) > 1
+    edges, shares = embedding.histogram([one.pairs for one in views])
     plots = [
         Plot(
-            draw.energy_curve(shares, embedding.num_directions(shares, 0.9)),
+            draw.energy_curves({one.label: one.energy for one in views}),
             "Energy",
             "Cumulative share of variance over principal directions",
-            "A steep start means that few directions are in use.",
-        ),
-        Plot(
-            draw.similarity_histogram(kinds),
-            "Similarities",
-            "Histogram of the similarities of pairs",
-            "" if view.labels is None else "The less the two overlap, the better one threshold can say that nothing matches.",
-        ),
+            "A steep start means that few directions are in use. The dotted line is at 90 %.",
+        )
     ]
+    for one, (positive, negative) in zip(views, shares, strict=True):
+        kinds = {"pairs": positive} if one.labels is None else {"pairs of one class": positive, "pairs of two": negative}
+        plots.append(
+            Plot(
+                draw.similarity_histogram(edges, kinds),
+                f"Similarities: {one.label}" if several else "Similarities",
+                "Histogram of the similarities of pairs",
+                "" if one.labels is None else "The less the two overlap, the better one threshold can say that nothing matches.",
+            )
+        )
+    if several and view.labels is not None:
+        plots.append(
+            Plot(
+                draw.alignment_plane({one.label: (one.value("uniformity"), one.value("alignment")) for one in views}),
+                "Alignment and uniformity",
+                "Alignment over uniformity, a dot for each model",
+                "Both are better lower: towards the lower left, classes are tight and yet spread over the sphere.",
+            )
+        )
     legend: list[Picture] = []
-    if len(view.vectors) > 2 and len(shares) > 1:
-        plot, legend = _map(view, shares)
+    if len(view.vectors) > 2 and len(view.energy) > 1:
+        plot, legend = _map(view, f"Map: {view.label}" if several else "Map")
         plots.append(plot)
     page.section("Shape", "How the descriptors lie in their space.").plots(plots)
     if legend:
         page.picture_strip(legend)
+    drawn = [
+        {"name": one.facts["name"], "positive": rounded(positive), "negative": rounded(negative)}
+        for one, (positive, negative) in zip(views, shares, strict=True)
+    ]
+    return {"edges": rounded(edges), "shares": drawn}
 
 
-def _map(view: _View, shares: embedding.Float64Array) -> tuple[Plot, list[Picture]]:
+def _map(view: View, title: str) -> tuple[Plot, list[Picture]]:
     """Return the map of the descriptors, and one picture of each coloured class in its colour."""
     chosen = view.searched[:: -(-len(view.searched) // MAX_DOTS)]
     labels = np.full(len(chosen), -1) if view.labels is None else view.labels[chosen]
@@ -219,16 +223,49 @@ def _map(view: _View, shares: embedding.Float64Array) -> tuple[Plot, list[Pictur
         image = view.thumbnail(view.records, int(view.rows[chosen[np.argmax(labels == label)]]))
         legend.append(Picture(draw.framed(image or Image.new("RGB", (8, 8)), colours[number]), view.records.class_names[label]))
     places = embedding.principal_map(view.vectors[chosen])
-    figure = draw.principal_plot(places, colour_of, colours, (float(shares[0]), float(shares[1] - shares[0])))
+    figure = draw.principal_plot(places, colour_of, colours, (float(view.energy[0]), float(view.energy[1] - view.energy[0])))
     which = f" The {len(largest)} largest classes are in colour." if legend else ""
-    return Plot(figure, "Map", "The descriptors along their first two principal directions", f"Each dot is an image.{which}"), legend
+    return Plot(figure, title, "The descriptors along their first two principal directions", f"Each dot is an image.{which}"), legend
 
 
-def _add_attention(page: Page, view: _View, encoder: Encoder) -> bool:
+def _add_gradients(page: Page, views: Sequence[View]) -> None:
+    """Add how far the contrastive loss's gradients disagree over its margin, where there are classes to draw batches of."""
+    curves = {view.label: view.gradients for view in views if view.gradients is not None}
+    if not curves:
+        return
+    one = next(iter(curves.values()))
+    page.section(
+        "Gradients",
+        "How far the gradients of the contrastive loss (eq. 1 of IRT) disagree within a batch, at each margin that it could go on with: "
+        f"the nuclear norm of their covariance, over batches of {one.num_classes} classes with {one.num_per_class} images each.",
+    )
+    page.plots(
+        [
+            Plot(
+                draw.gradient_curves(one.margins, {name: curve.of_gradients for name, curve in curves.items()}),
+                "Of the gradients",
+                "Nuclear norm of the covariance of the gradients over the margin",
+                "High: the loss pulls hard and in many directions at once. Flat to the right: no negative is that similar any more, "
+                "and only the pull of each class to itself is left.",
+            ),
+            Plot(
+                draw.gradient_curves(one.margins, {name: curve.of_directions for name, curve in curves.items()}),
+                "Of their directions",
+                "Nuclear norm of the covariance of the gradients at unit length over the margin",
+                "The same with every gradient at length 1. 0: all point the same way, as where easy negatives push everything off one "
+                "centre; 1: they cancel.",
+            ),
+        ]
+    )
+
+
+def _add_attention(page: Page, views: Sequence[View], encoder: Encoder) -> bool:
+    view = views[0]
+    whose = f"This and all that follows is {view.label}'s alone. " if len(views) > 1 else ""
     asks = "the class token looks" if asks_class_token(encoder) else "the patches look, on average,"
     page.section(
         "Attention",
-        f"Where {asks} in the last block, and attention rolled out over all blocks. Each map is stretched from its least to its most "
+        f"{whose}Where {asks} in the last block, and attention rolled out over all blocks. Each map is stretched from its least to its most "
         "attended patch.",
     )
     transform = eval_transform(encoder.image)
@@ -249,7 +286,7 @@ def _add_attention(page: Page, view: _View, encoder: Encoder) -> bool:
     return True
 
 
-def _add_neighbours(page: Page, view: _View) -> None:
+def _add_neighbours(page: Page, view: View) -> None:
     page.section("Nearest neighbours", "What the model finds most like an image, closest first, with their similarity.")
     for example in view.examples():
         query = int(view.searched[example])
@@ -261,10 +298,10 @@ def _add_neighbours(page: Page, view: _View) -> None:
         page.picture_strip(answers, lead=Picture(view.thumbnail(view.records, row), view.name(query), view.records.paths[row], "query"))
 
 
-def _add_hard_negatives(page: Page, view: _View) -> int | None:
-    """Add the closest pairs of different classes; return how many images have such a one closer than any of their own class."""
+def _add_hard_negatives(page: Page, view: View) -> tuple[int | None, list[_Pair]]:
+    """Add the closest pairs of different classes; return how many images have such a one closer than any of their own class, and the pairs."""
     if view.labels is None:
-        return None
+        return None, []
     among = view.labels[view.searched]
     found = nearest_of_other_class(view.vectors[view.searched], among)
     first = view.ranking.rows[:, :1]
@@ -274,67 +311,39 @@ def _add_hard_negatives(page: Page, view: _View) -> int | None:
         "The closest pairs of different classes: what training has to pull apart, or a wrong label. "
         f"For {num_mistakable:,} of {len(among):,} images the closest one is of another class.",
     )
-    _add_pairs(page, view, pairs_of(found, -np.inf), among)
-    return num_mistakable
+    return num_mistakable, _add_pairs(page, view, pairs_of(found, -np.inf), among)
 
 
-def _add_duplicates(page: Page, view: _View) -> int:
-    """Add the closest pairs of all; return how many pairs are as similar as near-duplicates."""
+def _add_duplicates(page: Page, view: View) -> tuple[int, list[_Pair]]:
+    """Add the closest pairs of all; return how many pairs are as similar as near-duplicates, and those shown."""
     found = pairs_of(Ranking(view.ranking.rows[:, :1], view.ranking.similarity[:, :1]), DUPLICATE_SIMILARITY)
     page.section(
         "Near-duplicates",
         f"{len(found[0]):,} pairs of an image and its closest one have a similarity of {DUPLICATE_SIMILARITY:g} or more. "
         "Copies on both sides of a split flatter every number.",
     )
-    _add_pairs(page, view, found)
-    return len(found[0])
+    return len(found[0]), _add_pairs(page, view, found)
 
 
-def pairs_of(closest: Ranking, least: float) -> tuple[IntArray, FloatArray]:
-    """Return the unordered pairs (row, its closest) int64 ``[P, 2]`` of similarity ``least`` or more, each once, most similar first."""
-    if not closest.rows.size:
-        return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
-    good = np.flatnonzero((closest.rows[:, 0] >= 0) & (closest.similarity[:, 0] >= least))
-    pairs = np.sort(np.stack([good, closest.rows[good, 0]], axis=1), axis=1)
-    pairs, first = np.unique(pairs, axis=0, return_index=True)
-    similarity = closest.similarity[good[first], 0]
-    order = np.lexsort((pairs[:, 1], pairs[:, 0], -similarity))
-    return pairs[order], similarity[order]
-
-
-def varied(pairs: IntArray, labels: IntArray | None, most: int) -> list[int]:
-    """Return up to ``most`` positions in ``pairs`` ``[P, 2]``, in order, that show much: no row is in two of them.
-
-    With ``labels`` no two classes meet more than ``MAX_OF_CLASSES`` times.
-    """
-    chosen: list[int] = []
-    seen: set[int] = set()
-    times: Counter[tuple[int, int]] = Counter()
-    for position, (one, other) in enumerate(pairs.tolist()):
-        classes = (-1, -1) if labels is None else (int(min(labels[one], labels[other])), int(max(labels[one], labels[other])))
-        if one in seen or other in seen or (labels is not None and times[classes] == MAX_OF_CLASSES):
-            continue
-        chosen.append(position)
-        seen |= {one, other}
-        times[classes] += 1
-        if len(chosen) == most:
-            break
-    return chosen
-
-
-def _add_pairs(page: Page, view: _View, found: tuple[IntArray, FloatArray], labels: IntArray | None = None) -> None:
-    pairs, similarity = found
+def _add_pairs(page: Page, view: View, found: tuple[IntArray, FloatArray], labels: IntArray | None = None) -> list[_Pair]:
     shown = []
-    for position in varied(pairs, labels, NUM_PAIRS):
-        one, other = (view.picture(int(view.searched[row]), f"{similarity[position]:.3f}") for row in pairs[position])
-        shown.append((one, other))
+    for position in varied(found[0], labels, NUM_PAIRS):
+        similarity = float(found[1][position])
+        one, other = (int(view.searched[row]) for row in found[0][position])
+        pictures = (view.picture(one, _pair_note(view, one, similarity)), view.picture(other, _pair_note(view, other, similarity)))
+        shown.append(_Pair((one, other), similarity, pictures))
     if shown:
-        page.picture_pairs(shown)
+        page.picture_pairs([pair.pictures for pair in shown])
     else:
         page.text("None.")
+    return shown
 
 
-def _add_method(page: Page, view: _View, command: str) -> None:
+def _pair_note(view: View, place: int, similarity: float) -> str:
+    return f"{similarity:.3f}" if view.labels is None else f"{similarity:.3f} {PurePath(view.path(place)).name}"
+
+
+def _add_method(page: Page, view: View, command: str) -> None:
     page.section("Method", "How it was looked at.")
     page.text(
         f"Spectrum, alignment and mean similarity are exact over all {len(view.vectors):,} descriptors. Similarities of pairs and "

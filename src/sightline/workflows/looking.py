@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sightline import runtime
+from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
 from sightline.errors import UsageError
 from sightline.lens.inspect import inspect as write_inspection
+from sightline.lens.view import Inspected
 from sightline.nn import model_folder
 from sightline.nn.export import export_onnx
 from sightline.search.embed import embed_records
@@ -20,19 +25,40 @@ NUM_PARITY_IMAGES = 8
 
 
 def inspect(
-    model: str, data: str | Path, out: Path, *, dataset: str = "auto", verify: bool = True, device: str = "auto", command: str = ""
+    model: str,
+    data: str | Path,
+    out: Path,
+    *,
+    beside: Sequence[str] = (),
+    dataset: str = "auto",
+    verify: bool = True,
+    device: str = "auto",
+    command: str = "",
 ) -> dict[str, Any]:
-    """Write the inspection page of a model on some images into ``out`` and return its numbers.
+    """Write the inspection page of a model, with others ``beside`` it, on some images into ``out`` and return its numbers.
+
+    Every model sees the same images, each through its own transform.
 
     Raises:
-        UsageError: the model or the data cannot be read.
+        UsageError: a model or the data cannot be read, or a model is named twice.
     """
+    names = [model, *beside]
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise UsageError(f"'{twice[0]}' is named twice: give each model once")
     bad_files = BadFiles()
-    encoder = model_folder.load(model, device=runtime.device(device))
+    encoders = [model_folder.load(name, device=runtime.device(device)) for name in names]  # all, before an hour goes into the first
     records = read_data(data, bad_files, dataset=dataset, verify=verify)
-    found = embed_records(encoder, records, bad_files)
+    found = [
+        embed_records(encoder, records, bad_files, what=f"embedding with {name}") for name, encoder in zip(names, encoders, strict=True)
+    ]
+    rows = reduce(np.intersect1d, [one.rows for one in found])  # a file may go while the models take their turns
+    models = [
+        Inspected(name, encoder, Descriptors(one.vectors[np.isin(one.rows, rows)], rows))
+        for name, encoder, one in zip(names, encoders, found, strict=True)
+    ]
     bad = [f"{path}: {reason}" for path, reason in bad_files.items()]
-    numbers = write_inspection(encoder, records, found, out, title=f"Inside {model}", command=command, bad_files=bad)
+    numbers = write_inspection(models, records, out, command=command, bad_files=bad)
     write_bad_files(bad_files, out)
     return numbers
 
