@@ -33,12 +33,13 @@ class Reranker(ABC):
         num_queries, k = ranking.rows.shape
         if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1] or len(queries) != num_queries:
             raise ValueError(f"a ranking {ranking.rows.shape} does not fit queries {queries.shape} and a gallery {gallery.shape}")
-        if self_rows is not None and self_rows.shape != (num_queries,):
-            raise ValueError(f"self_rows must be [{num_queries}], one row a query, got {list(self_rows.shape)}")
+        if self_rows is not None and (self_rows.shape != (num_queries,) or len(np.unique(self_rows)) < num_queries):
+            raise ValueError(f"self_rows must be [{num_queries}], a row of its own for each query")
         if k and ranking.rows.size and ranking.rows.max() >= len(gallery):
             raise ValueError(f"the ranking names row {ranking.rows.max()} of a gallery of {len(gallery)}")
         if not ranking.rows.size:
             return ranking
+        gallery = stand_in(queries, gallery, self_rows)
         return reorder(ranking, self.similarity(ranking, queries, gallery, self_rows, device))
 
     @abstractmethod
@@ -71,6 +72,7 @@ class Chain(Reranker):
     ) -> Ranking:
         """See ``Reranker.__call__``; the similarity is the last one's."""
         for stage in self.stages:
+            gallery = stand_in(queries, gallery, self_rows)
             if isinstance(stage, Refiner):
                 queries, gallery = stage.refine(ranking, queries, gallery, self_rows, device)
                 ranking = reorder(ranking, candidate_similarity(ranking, queries, gallery, device))
@@ -108,16 +110,13 @@ def candidate_similarity(ranking: Ranking, queries: FloatArray, gallery: FloatAr
     return found
 
 
-def combine(queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None) -> tuple[FloatArray, IntArray]:
-    """Return the gallery and the queries as one collection ``[N, D]``, the gallery's rows first, and the row of each query in it ``[Q]``.
-
-    In leave-one-out it is the gallery alone, with each query in its own row's place.
-    """
-    if self_rows is None:
-        return np.concatenate([gallery, queries]), np.arange(len(gallery), len(gallery) + len(queries))
-    vectors = gallery.copy()
-    vectors[self_rows] = queries
-    return vectors, self_rows
+def stand_in(queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None) -> FloatArray:
+    """Return the gallery with each query in its own row's place; without ``self_rows``, the gallery."""
+    if self_rows is None or np.array_equal(gallery[self_rows], queries):
+        return gallery
+    changed = gallery.copy()
+    changed[self_rows] = queries
+    return changed
 
 
 def with_tail(ranking: Ranking, head: FloatArray) -> FloatArray:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.errors import UsageError
 from sightline.search.neighbours import nearest
-from sightline.search.rerank.base import Reranker, candidate_similarity, combine, with_tail
+from sightline.search.rerank.base import Reranker, candidate_similarity, with_tail
 from sightline.search.rerank.sparse import SparseRows, mutual, offsets_of
 
 DoubleArray = npt.NDArray[np.float64]
@@ -48,8 +48,6 @@ class Diffusion(Reranker):
         """See ``Reranker.similarity``."""
         num_nodes = min(self.truncate or ranking.rows.shape[1], ranking.rows.shape[1])
         nodes = ranking.rows[:, :num_nodes]
-        if self_rows is not None:
-            gallery, _ = combine(queries, gallery, self_rows)
         to_nodes = candidate_similarity(Ranking(nodes, ranking.similarity[:, :num_nodes]), queries, gallery, device)
         members = np.unique(nodes[nodes >= 0])  # only what is a candidate of some query is a node of some graph
         graph = mutual_graph(gallery, members, self.k, self.gamma, device)

@@ -9,7 +9,7 @@ import numpy as np
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.errors import UsageError
 from sightline.search.neighbours import nearest
-from sightline.search.rerank.base import Refiner, combine, unit
+from sightline.search.rerank.base import Refiner, unit
 
 GATHERED_BYTES = 2**26
 
@@ -62,8 +62,6 @@ class DatabaseAugmentation(Refiner):
         """Return the queries and the augmented gallery."""
         if not self.num:
             return queries, gallery
-        if self_rows is not None:
-            gallery, _ = combine(queries, gallery, self_rows)
         near = nearest(gallery, gallery, self.num, np.arange(len(gallery)), device=device).rows
         augmented = expand(gallery, near, gallery, self.alpha)
         return queries if self_rows is None else augmented[self_rows], augmented

@@ -16,8 +16,11 @@ import numpy as np
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.errors import UsageError
 from sightline.search.neighbours import closest, similarity_blocks
-from sightline.search.rerank.base import Reranker, combine
-from sightline.search.rerank.sparse import CHUNK_ENTRIES, SparseRows, chunks, mutual, offsets_of
+from sightline.search.rerank.base import Reranker
+from sightline.search.rerank.sparse import SparseRows, chunks, mutual, offsets_of
+
+NO_DISTANCE = 8 * np.finfo(np.float32).eps
+"""Squared distances below it are rounding: where all vectors are the same, none is far from another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +45,14 @@ class KReciprocal(Reranker):
 
     def similarity(self, ranking: Ranking, queries: FloatArray, gallery: FloatArray, self_rows: IntArray | None, device: str) -> FloatArray:
         """See ``Reranker.similarity``."""
-        vectors, own = combine(queries, gallery, self_rows)
+        vectors = gallery if self_rows is not None else np.concatenate([gallery, queries])
+        own = self_rows if self_rows is not None else np.arange(len(gallery), len(vectors))
         near, largest, similarity = self._look_around(vectors, own, ranking.rows, device)
         encoding = self._encode(vectors, near, largest) if self.weight < 1 else None
-        holders = encoding.transposed(len(encoding)) if encoding else None
+        holders = encoding.transposed(len(encoding)) if encoding is not None else None
         for query, row in enumerate(own):
             distance = self._distance(similarity[query], largest[row])
-            if encoding and holders:
+            if encoding is not None and holders is not None:
                 jaccard = jaccard_distance(encoding, holders, row)[ranking.rows[query]]
                 distance = (1 - self.weight) * jaccard + self.weight * distance
             similarity[query] = 1 - distance
@@ -74,14 +78,14 @@ class KReciprocal(Reranker):
                     to_candidates[query_of[row]] = values.take(rows[query_of[row]])
                 values[row] = np.inf  # before its duplicates, or a row might not be its own neighbour
                 near[row] = closest(values, near.shape[1])
-        return near, np.maximum(largest, np.finfo(np.float32).tiny), to_candidates
+        return near, np.maximum(largest, NO_DISTANCE), to_candidates
 
     def _encode(self, vectors: FloatArray, near: IntArray, largest: FloatArray) -> SparseRows:
         """Return the encoding of every row, whose values sum to 1: equations 5, 7 and 11."""
         sets = expanded_sets(near[:, : self.k1 + 1], near[:, : round(self.k1 / 2) + 1])
         owner = sets.owners()
         weight = np.empty(len(owner), np.float32)
-        for part in chunks(len(owner), vectors.shape[1], 8 * CHUNK_ENTRIES):
+        for part in chunks(len(owner), vectors.shape[1]):
             rows, columns = owner[part], sets.columns[part]
             similarity = np.einsum("pd,pd->p", vectors[rows], vectors[columns])
             similarity[rows == columns] = 1
@@ -112,8 +116,9 @@ def expanded_sets(near: IntArray, near_half: IntArray) -> SparseRows:
     num = len(near)
     reciprocal, reciprocal_half = mutual(near), mutual(near_half)
     lengths, columns = [], []
-    is_member = np.zeros((max(1, min(num, 2 * CHUNK_ENTRIES // num)), num), np.bool_)
-    for part in chunks(num, 1, len(is_member)):
+    parts = list(chunks(num, num // 8))
+    is_member = np.zeros((parts[0].stop, num), np.bool_)
+    for part in parts:
         members, chosen = near[part], reciprocal[part]  # [B, k]
         others, are_others = near_half[members], reciprocal_half[members]  # [B, k, h]
         at = np.arange(len(members))[:, None]

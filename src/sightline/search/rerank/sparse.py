@@ -51,9 +51,9 @@ def offsets_of(lengths: IntArray) -> IntArray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def chunks(num: int, entries_each: int, most: int = CHUNK_ENTRIES) -> Iterator[slice]:
-    """Yield slices that cover 0 to ``num``, of as many rows as make about ``most`` entries of ``entries_each`` a row."""
-    step = max(1, most // max(1, entries_each))
+def chunks(num: int, entries_each: int) -> Iterator[slice]:
+    """Yield slices that cover 0 to ``num``, of as many rows as make about ``CHUNK_ENTRIES`` entries of ``entries_each`` a row."""
+    step = max(1, CHUNK_ENTRIES // max(1, entries_each))
     yield from (slice(first, min(num, first + step)) for first in range(0, num, step))
 
 
