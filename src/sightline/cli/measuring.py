@@ -58,19 +58,20 @@ def evaluate(
 def inspect(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
     data: Annotated[Path, typer.Option(help="images to look at the model with")] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option(help="folder for index.html and numbers.json")] = Path("inspection"),
+    beside: Annotated[list[str] | None, typer.Option(help="another model, drawn beside it on the same images; repeat for more")] = None,
+    out: Annotated[Path, typer.Option(help="folder for index.html, numbers.json and contact sheets")] = Path("inspection"),
     dataset: Dataset = "auto",
     verify: Verify = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Look inside a model: its descriptors, its attention, its mistakes, as one page.
+    """Look inside a model, or at several side by side: descriptors, gradients, attention, mistakes, as one page.
 
-    Example: sightline inspect runs/mine --data photos/ --out inspection/
+    Example: sightline inspect runs/mine --beside timm:deit_small_patch16_224 --data photos/ --out inspection/
     """
     from sightline.workflows import looking
 
-    numbers = looking.inspect(model, data, out, dataset=dataset, verify=verify, device=device, command=command_line())
+    numbers = looking.inspect(model, data, out, beside=beside or (), dataset=dataset, verify=verify, device=device, command=command_line())
     if as_json:
         print_json(numbers)
     note(f"page: {out / 'index.html'}")
