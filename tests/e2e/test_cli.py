@@ -186,6 +186,24 @@ def test_inspect_writes_one_page(shell: Shell, run: Path, photos: Path, tmp_path
     assert (tmp_path / "look" / "index.html").stat().st_size > 10_000
 
 
+def test_inspect_draws_models_side_by_side(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
+    other = "random:vit_tiny_patch16_224@32"
+    code, out, _ = shell("inspect", run, "--beside", other, "--data", photos, "--out", tmp_path / "look", "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told == json.loads((tmp_path / "look" / "numbers.json").read_text(encoding="utf-8"))
+    assert [told["model"]["name"], told["beside"][0]["model"]["name"]] == [str(run), other]
+    assert [len(told["energy"]), len(told["beside"][0]["energy"])] == [16, 192]
+    assert [one["gradients"]["batch"] for one in (told, told["beside"][0])] == [f"{NUM_CLASSES} x 4"] * 2
+    assert told["bad_files"] == 2
+    with Image.open(tmp_path / "look" / "hard_negatives.png") as sheet:
+        assert sheet.width > 320
+    code, _, err = shell("inspect", run, "--beside", run, "--data", photos, "--out", tmp_path / "twice")
+    assert code == 2
+    assert f"'{run}' is named twice" in err
+    assert not (tmp_path / "twice").exists()
+
+
 def test_replay_and_resume(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
     assert shell("train", "--from", run, "--data", photos, "--out", tmp_path / "again", "--json")[0] == 0
     first, again = ((folder / "metrics.jsonl").read_text().splitlines() for folder in (run, tmp_path / "again"))

@@ -42,6 +42,10 @@ WITHOUT_TORCH = [
     "sightline.evaluate.report",
     "sightline.index",
     "sightline.index.local",
+    "sightline.lens.draw",
+    "sightline.lens.embedding",
+    "sightline.lens.gradients",
+    "sightline.lens.sheet",
 ]
 
 
