@@ -169,6 +169,11 @@ def test_items_come_back_as_they_were_given(filled: Any) -> None:
     for id, item, vector in list(model.items.values())[::97]:
         assert index.get(id) == item
         assert index.vector(id).tobytes() == vector.tobytes()
+    some = {id: vector for id, _, vector in list(model.items.values())[::5]}
+    found, vectors = index.vectors([*some, *some, 10**9])  # twice, and one that is not there
+    assert found.tolist() == sorted(some)
+    assert vectors.tobytes() == np.stack([some[id] for id in sorted(some)]).tobytes()
+    assert index.vectors([])[1].shape == (0, DIM)
     path, (_, item, _) = next(iter(model.items.items()))
     assert index.known()[path] == (item.size_bytes, item.mtime_ns, None)
     assert len(index.known()) == index.count() == len(model.items)

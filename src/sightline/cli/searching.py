@@ -83,6 +83,8 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
     where: Annotated[str, typer.Option(help='only items that match, such as \'camera != 3 and label in ["cup", "mug"]\'')] = "",
     exact: Annotated[bool, typer.Option("--exact", help="compare with every vector instead of the approximate search")] = False,
+    rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
+    rerank_top: Annotated[int | None, typer.Option(min=1, help="closest items to re-rank (default: 1,000)")] = None,
     html: Annotated[Path | None, typer.Option(help="write the answers as one page with pictures")] = None,
     model: Annotated[str, typer.Option(help="where the index's model is now, if it has moved")] = "",
     device: Device = "auto",
@@ -94,21 +96,20 @@ def search(
     """
     from sightline.workflows import searching
 
-    answers = searching.search(index, image, k, where=where or None, exact=exact, model=model, device=device)
+    answers = searching.search(
+        index, image, k, where=where or None, exact=exact, rerank=rerank, rerank_top=rerank_top, model=model, device=device
+    )
     if html is not None:
         from sightline.search.page import write_page
 
-        write_page(html, image, answers, command=command_line())
+        write_page(html, image, answers, reranked_by=rerank, command=command_line())
         note(f"page: {html}")
     if as_json:
-        print_json(
-            {
-                "queries": [
-                    {"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)
-                ]
-            }
-        )
+        queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]
+        print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries})
         return
+    if rerank:
+        note(f"in the order of {rerank}; the similarity is the cosine")
     for query, hits in zip(image, answers, strict=True):
         _print_hits(query, hits)
 

@@ -208,12 +208,20 @@ class Index(ABC):
         """
 
     @abstractmethod
+    def vectors(self, ids: Sequence[int] | IntArray) -> tuple[IntArray, FloatArray]:
+        """Return those of ``ids`` that exist, ascending and once each ``[M]``, and their vectors ``[M, D]``, bit for bit as they were given."""
+
     def vector(self, id: int) -> FloatArray:
-        """Return the vector ``[D]`` of the item with this id, bit for bit as it was given.
+        """Return the vector ``[D]`` of the item with this id.
 
         Raises:
             IndexStoreError: there is none.
         """
+        found, vectors = self.vectors([id])
+        if not len(found):
+            raise IndexStoreError(f"the index has no item {id}: it may have been removed")
+        vector: FloatArray = vectors[0]
+        return vector
 
     @abstractmethod
     def ids(self, where: str | Filter | None = None) -> IntArray:

@@ -177,12 +177,9 @@ class LocalIndex(Index):
             raise IndexStoreError(f"the index has no item {id}: it may have been removed")
         return found[id]
 
-    def vector(self, id: int) -> FloatArray:
-        """See ``Index.vector``."""
-        found = self._current(with_log=True).vector(id)
-        if found is None:
-            raise IndexStoreError(f"the index has no item {id}: it may have been removed")
-        return found
+    def vectors(self, ids: Sequence[int] | IntArray) -> tuple[IntArray, FloatArray]:
+        """See ``Index.vectors``."""
+        return self._current(with_log=True).vectors(np.unique(np.asarray(ids, dtype=np.int64)))
 
     def ids(self, where: str | Filter | None = None) -> IntArray:
         """See ``Index.ids``."""

@@ -32,16 +32,17 @@ class Snapshot:
     dead_seen: int
     log: Log | None = None
 
-    def vector(self, id: int) -> FloatArray | None:
-        """Return the vector ``[D]`` of an item, or None."""
+    def vectors(self, ids: IntArray) -> tuple[IntArray, FloatArray]:
+        """Return those of ``ids`` (ascending) that are here ``[M]``, ascending, and their vectors ``[M, D]``."""
         assert self.log is not None
-        in_log = np.flatnonzero(self.log.ids == id)
-        if len(in_log):
-            return np.array(self.log.vectors[in_log[0]])
+        in_log = np.flatnonzero(np.isin(self.log.ids, ids, assume_unique=True))
+        parts = [(self.log.ids[in_log], self.log.vectors[in_log])]
         for segment in self.segments:
-            for row in segment.rows_of(np.array([id])):
-                return np.array(segment.vectors[row])
-        return None
+            rows = segment.rows_of(ids)
+            parts.append((segment.ids[rows], segment.vectors[rows]))
+        found = np.concatenate([part for part, _ in parts])
+        order = np.argsort(found)
+        return found[order], np.concatenate([part for _, part in parts])[order]
 
 
 def refresh(store: Store, folder: Path, dim: int, before: Snapshot | None, *, with_log: bool) -> Snapshot:

@@ -13,10 +13,11 @@ MAX_PICTURES = 2_000
 """Answers shown with a picture; a page of more than about 16 MB is slow to open on a phone."""
 
 
-def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, command: str = "") -> Path:
+def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, reranked_by: str = "", command: str = "") -> Path:
     """Write one self-contained page of each query picture with its answers, closest first, and return the path.
 
-    An answer shows its similarity (cosine), its metadata and its path. Files that have gone or cannot be read stand as empty frames.
+    An answer shows its similarity (the cosine, also where they stand in another order), its metadata and its path. Files that have gone
+    or cannot be read stand as empty frames.
 
     Raises:
         SightlineError: the page cannot be written.
@@ -24,7 +25,8 @@ def write_page(path: Path, queries: Sequence[Path], answers: Sequence[Hits], *, 
     num_answers = sum(len(hits) for hits in answers)
     page = Page(
         f"What looks like {queries[0].name}?" if len(queries) == 1 else f"Answers to {len(queries):,} pictures",
-        f"{num_answers:,} answers, closest first; similarity is a cosine, 1 for the same picture",
+        f"{num_answers:,} answers, {f'in the order of {reranked_by}' if reranked_by else 'closest first'}; "
+        "similarity is a cosine, 1 for the same picture",
     )
     num_shown = 0
     for query, hits in zip(queries, answers, strict=True):

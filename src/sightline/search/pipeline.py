@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.contracts import FloatArray, Hits, IntArray
+from sightline.contracts import FloatArray, Hits, IntArray, Ranking
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.errors import DataError
@@ -16,6 +16,10 @@ from sightline.index.base import Index, Item
 from sightline.nn.encoder import Encoder, Picture
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
+from sightline.search.rerank.base import Reranker
+
+RERANKED = 1_000
+"""Items that are fetched for a re-ranker: what is farther from the query than these neither answers nor is anybody's neighbour."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,38 @@ def search(
     where: str | None = None,
     exact: bool = False,
     precision: Precision = "auto",
+    reranker: Reranker | None = None,
+    num_reranked: int = RERANKED,
 ) -> list[Hits]:
     """Return the ``k`` closest items of each picture, closest first.
+
+    A ``reranker`` orders the ``num_reranked`` closest anew, each picture's on their own, before the first ``k`` answer; a hit's
+    similarity stays the cosine.
 
     Raises:
         DataError: a picture cannot be decoded.
         UsageError: the filter ``where`` cannot be read.
     """
-    return index.hits(index.search(encoder.embed(pictures, precision=precision), k, where=where, exact=exact))
+    queries = encoder.embed(pictures, precision=precision)
+    if reranker is None:
+        return index.hits(index.search(queries, k, where=where, exact=exact))
+    found = index.search(queries, max(k, num_reranked), where=where, exact=exact)
+    return index.hits(rerank_found(index, queries, found, reranker, k))
+
+
+def rerank_found(index: Index, queries: FloatArray, found: Ranking, reranker: Reranker, k: int) -> Ranking:
+    """Return the first ``k`` ids of each query once what was found for it is re-ranked as a gallery of its own, with their cosines.
+
+    One query does not change what another is answered. Items that were removed since the search are left out.
+    """
+    ids = np.full((len(queries), k), -1, np.int64)
+    cosines = np.full((len(queries), k), -np.inf, np.float32)
+    for query in range(len(queries)):
+        present, vectors = index.vectors(found.rows[query][found.rows[query] >= 0])
+        kept = np.isin(found.rows[query], present)
+        candidates, similarity = found.rows[query][kept], found.similarity[query][kept]
+        gallery = vectors[np.searchsorted(present, candidates)]
+        ranking = Ranking(np.arange(len(candidates))[None], similarity[None])
+        first = reranker(ranking, queries[query : query + 1], gallery).rows[0, :k]
+        ids[query, : len(first)], cosines[query, : len(first)] = candidates[first], similarity[first]
+    return Ranking(ids, cosines)

@@ -23,6 +23,7 @@ from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search import pipeline
 from sightline.search.embed import embed_records
+from sightline.search.rerank import parse
 from sightline.workflows.common import read_data, write_bad_files
 
 
@@ -189,15 +190,20 @@ def search(
     *,
     where: str | None = None,
     exact: bool = False,
+    rerank: str = "",
+    rerank_top: int | None = None,
     model: str = "",
     device: str = "auto",
 ) -> list[Hits]:
-    """Return the ``k`` closest items of an index for each picture.
+    """Return the ``k`` closest items of an index for each picture; ``rerank`` names what orders the ``rerank_top`` (1,000) closest anew.
 
     Raises:
+        UsageError: there is no such re-ranker.
         IndexStoreError: there is no such index, or it belongs to another model.
         DataError: a picture cannot be decoded.
     """
+    reranker = parse(rerank) if rerank else None
     encoder = load_for(path, model, device)
     with Index.open(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
-        return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact)
+        num_reranked = rerank_top or pipeline.RERANKED
+        return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact, reranker=reranker, num_reranked=num_reranked)
