@@ -19,6 +19,13 @@ RECIPES = {
     "irt/small": "sightline.methods.irt:small",
 }
 
+SWEEPS = {
+    "irt/ladder": "sightline.methods.irt:ladder",
+    "irt/objectives": "sightline.methods.irt:objectives",
+    "irt/pooling": "sightline.methods.irt:poolings",
+    "irt/margin-koleo": "sightline.methods.irt:margin_koleo",
+}
+
 METHODS = {
     "irt": "sightline.methods.irt:IRT",
 }
@@ -60,6 +67,7 @@ RERANKERS = {
 
 TABLES = {
     "recipes": RECIPES,
+    "sweeps": SWEEPS,
     "methods": METHODS,
     "datasets": DATASETS,
     "protocols": PROTOCOLS,

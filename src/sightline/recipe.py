@@ -133,7 +133,7 @@ class DataSpec:
 class TrainSpec:
     """The training loop: how long, how fast, and what is kept."""
 
-    steps: int = 2_000
+    steps: int = 2_000  # 0 keeps the weights that training would start from
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-5
     weight_decay: float = 5e-4
@@ -154,8 +154,8 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         _require(
-            min(self.steps, self.accumulate, self.lr_decay_steps, self.log_every, self.validate_every, self.save_every) > 0,
-            "steps, accumulate, lr_decay_steps, log_every, validate_every and save_every must be positive",
+            self.steps >= 0 and min(self.accumulate, self.lr_decay_steps, self.log_every, self.validate_every, self.save_every) > 0,
+            "steps must not be negative; accumulate, lr_decay_steps, log_every, validate_every and save_every must be positive",
         )
         _require(
             self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 < self.lr_decay <= 1 and 0 <= self.ema < 1,

@@ -30,6 +30,7 @@ WITHOUT_TORCH = [
     "sightline.recipe",
     "sightline.progress",
     "sightline.html",
+    "sightline.sweep",
     "sightline.data.records",
     "sightline.data.images",
     "sightline.data.samplers",
@@ -40,6 +41,7 @@ WITHOUT_TORCH = [
     "sightline.evaluate.metrics",
     "sightline.evaluate.protocols",
     "sightline.evaluate.report",
+    "sightline.evaluate.sweep_report",
     "sightline.index",
     "sightline.index.local",
     "sightline.lens.draw",
@@ -131,8 +133,9 @@ def test_every_command_recipe_and_setting_is_documented() -> None:
     everything = "\n".join(pages.values())
     assert [name for name in COMMANDS if f"sightline {name}" not in everything] == []
     recipes = [name for name in catalog.RECIPES if f"`{name}`" not in pages["recipes.md"]]
+    sweeps = [name for name in catalog.SWEEPS if f"`{name}`" not in pages["sweeps.md"]]
     settings = {path for name in catalog.RECIPES for path, _ in flatten(catalog.find("recipes", name)())}
-    assert recipes + sorted(path for path in settings if f"`{path}`" not in pages["recipes.md"]) == []
+    assert recipes + sweeps + sorted(path for path in settings if f"`{path}`" not in pages["recipes.md"]) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

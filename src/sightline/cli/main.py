@@ -23,6 +23,7 @@ app = typer.Typer(
 
 COMMANDS = (
     training.train,
+    training.sweep,
     measuring.evaluate,
     searching.embed,
     searching.index,
@@ -61,7 +62,7 @@ def entry() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Return the exit code of one command line."""
     try:
-        code = typer.main.get_command(app).main(args=list(arguments), prog_name="sightline", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=repeat_options(arguments), prog_name="sightline", standalone_mode=False)
         return int(code or 0)
     except SightlineError as error:
         _complain(str(error))
@@ -77,6 +78,19 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except Exception as error:
         return _explain_click(error)
+
+
+def repeat_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--set a=1 b=2`` written out as ``--set a=1 --set b=2``: click gives an option one word."""
+    words: list[str] = []
+    option = ""
+    for word in arguments:
+        if word.startswith("-"):
+            option = word if word in ("--set", "--grid") else ""
+        elif option and "=" in word and words[-1] != option:
+            words.append(option)
+        words.append(word)
+    return words
 
 
 def _explain_click(error: Exception) -> int:

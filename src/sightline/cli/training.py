@@ -10,6 +10,7 @@ import typer
 from sightline.cli.options import Device, Json, command_line, note, print_json
 
 if TYPE_CHECKING:
+    from sightline.workflows.sweeping import Swept
     from sightline.workflows.training import Trained
 
 
@@ -63,6 +64,43 @@ def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
         return
     chosen_at = f", the best on held-out classes (step {progress.best_step}, MAP@R {progress.best:.4f})" if progress.best_step >= 0 else ""
     note(f"trained {progress.step} steps; the model is in {out / 'model'}{chosen_at}")
+
+
+def sweep(
+    name: Annotated[str, typer.Argument(help="METHOD/RECIPE with --grid, or a named sweep such as irt/ladder")],
+    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="folder for the runs, the table and the page")] = ...,  # type: ignore[assignment]
+    grid: Annotated[list[str] | None, typer.Option(help="key=value,value,... such as margin=0.1,0.3; one or more")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="key=value for every run; one or more")] = None,
+    recipe: Annotated[str, typer.Option(help="the recipe that a named sweep is to go over")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="how many seeds to train each variant with")] = 1,
+    metric: Annotated[list[str] | None, typer.Option(help="what the figures show; may be repeated (default: recall@1 and map@r)")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train and measure a recipe under several settings; finished runs are kept, so the same command goes on.
+
+    Example: sightline sweep irt/cub --data CUB/ --out sweeps/cub --grid margin=0.1,0.3,0.5 koleo_weight=0,0.3,0.7 --seeds 3
+    """
+    from sightline.workflows import sweeping
+
+    plan = sweeping.named_sweep(name, grid or (), recipe)
+    swept = sweeping.sweep(
+        plan, data, out, settings=setting or (), num_seeds=seeds, metrics=metric or (), device=device, command=command_line(), say=note
+    )
+    _tell_sweep(swept, as_json)
+    if swept.stopped_by:
+        raise typer.Exit(130 if swept.stopped_by == "SIGINT" else 143)
+
+
+def _tell_sweep(swept: Swept, as_json: bool) -> None:
+    if as_json:
+        print_json(swept.to_json())
+    else:
+        print(swept.to_text())
+    if swept.stopped_by:
+        note(f"stopped by {swept.stopped_by} after {len(swept.results)} of {swept.num_planned} runs: the same command goes on")
+    note(f"page: {swept.folder / 'index.html'}")
 
 
 def recipes(

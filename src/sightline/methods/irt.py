@@ -44,6 +44,7 @@ from sightline.methods.base import Method, encoder_groups
 from sightline.nn.collectives import gather
 from sightline.nn.encoder import Encoder
 from sightline.recipe import AugmentSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
+from sightline.sweep import Sweep, Variant, grid
 
 Objective = Literal["contrastive", "normalised_softmax", "snca"]
 Reduction = Literal["sum_over_n", "mean_nonzero"]
@@ -142,6 +143,29 @@ def small() -> IRTRecipe:
             steps=600, lr=3e-4, weight_decay=0.05, warmup_steps=50, schedule="cosine", clip_norm=1.0, validate_every=100, save_every=100
         ),
     )
+
+
+# --- named sweeps ---------------------------------------------------------------------------------------------------------------
+
+
+def ladder() -> Sweep:
+    """The paper's Table 3: the backbone as it comes (O), the contrastive loss alone (L), KoLeo with it (R)."""
+    return Sweep("irt/sop", (Variant("IRT_O", ("steps=0",)), Variant("IRT_L", ("koleo_weight=0",)), Variant("IRT_R")))
+
+
+def objectives() -> Sweep:
+    """The paper's Table 4: three objectives without KoLeo."""
+    return Sweep("irt/sop", grid({"koleo_weight": [0], "objective": ["normalised_softmax", "snca", "contrastive"]}))
+
+
+def margin_koleo() -> Sweep:
+    """The paper's Table 5: the weight of KoLeo by the margin."""
+    return Sweep("irt/sop", grid({"koleo_weight": [0, 0.3, 0.5, 0.7, 1.0], "margin": [0.1, 0.3, 0.5, 0.7, 0.9]}))
+
+
+def poolings() -> Sweep:
+    """The paper's Table 9, without KoLeo, and R-MAC beside it."""
+    return Sweep("irt/sop", grid({"koleo_weight": [0], "pooling": ["mean", "max", "gem", "cls", "rmac"]}))
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------------------
