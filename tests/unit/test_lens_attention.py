@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sightline.errors import ModelError
-from sightline.lens.attention import asks_class_token, attention, probabilities
+from sightline.lens.attention import asking_tokens, attention, probabilities
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 
@@ -72,8 +72,17 @@ def test_without_a_class_token_the_patches_ask_together(pooling: str, arguments:
     num_prefix = encoder.backbone.num_prefix
     seen = attention(encoder, image)
     last = by_hand(encoder, image)[-1]
-    assert not asks_class_token(encoder)
+    assert asking_tokens(encoder) == ()
     np.testing.assert_allclose(seen.heads.numpy(), last[:, num_prefix:, num_prefix:].mean(axis=1).reshape(2, 4, 4), atol=1e-6)
+
+
+@pytest.mark.parametrize(("pooling", "asking"), [("cls", [0]), ("dist", [1]), ("cls_dist_mean", [0, 1]), ("cls_dist_concat", [0, 1])])
+def test_the_tokens_that_make_the_descriptor_ask(pooling: str, asking: list[int]) -> None:
+    encoder, image = make("deit_tiny_distilled_patch16_224", pooling), torch.randn(3, 32, 32)
+    seen = attention(encoder, image)
+    last = by_hand(encoder, image)[-1]
+    assert asking_tokens(encoder) == tuple(asking)
+    np.testing.assert_allclose(seen.heads.numpy(), last[:, asking, 2:].mean(axis=1).reshape(2, 4, 4), atol=1e-6)
 
 
 def test_register_tokens_are_not_patches() -> None:

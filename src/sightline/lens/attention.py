@@ -14,11 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from sightline.errors import ModelError
 from sightline.nn.encoder import Encoder
+from sightline.recipe import Pooling
 
 
 @dataclass(frozen=True)
 class Attention:
-    """How much each patch of one image is attended to, float32, by what the descriptor is pooled from (see ``asks_class_token``).
+    """How much each patch of one image is attended to, float32, by what the descriptor is pooled from (see ``asking_tokens``).
 
     ``heads`` ``[heads, rows, columns]`` are the last block's heads, each at most 1 in sum (the rest is on prefix tokens); ``rollout``
     ``[rows, columns]`` follows attention through every block down to the input patches.
@@ -33,12 +34,15 @@ class Attention:
         return self.heads.mean(dim=0)
 
 
-def asks_class_token(encoder: Encoder) -> bool:
-    """Return True where the class token's attention is shown; False where the mean over the patches' is.
+_ASKING: dict[Pooling, tuple[int, ...]] = {"cls": (0,), "dist": (1,), "cls_dist_mean": (0, 1), "cls_dist_concat": (0, 1)}
 
-    The latter where there is no class token, and where the descriptor is not made from it: then nothing has taught it where to look.
+
+def asking_tokens(encoder: Encoder) -> tuple[int, ...]:
+    """Return the prefix tokens whose attention is shown (0 is the class token, 1 the distillation token), or none: then the patches' is.
+
+    They are those that the descriptor is made from. Nothing has taught the others where to look.
     """
-    return encoder.backbone.num_prefix > 0 and encoder.model.pooling == "cls"
+    return _ASKING.get(encoder.model.pooling, ())
 
 
 @torch.inference_mode()
@@ -69,8 +73,9 @@ def attention(encoder: Encoder, image: torch.Tensor) -> Attention:
         raise no_attention(name)
 
     def asked(weights: torch.Tensor) -> torch.Tensor:
-        """[..., tokens, tokens] -> [..., rows, columns]: the asking token's row, the patches' columns."""
-        row = weights[..., 0, :] if asks_class_token(encoder) else weights[..., num_prefix:, :].mean(dim=-2)
+        """[..., tokens, tokens] -> [..., rows, columns]: the mean of the asking tokens' rows, the patches' columns."""
+        rows = list(asking_tokens(encoder)) or slice(num_prefix, None)
+        row = weights[..., rows, :].mean(dim=-2)
         return row[..., num_prefix:].reshape(*row.shape[:-1], *tokens.grid).float().cpu()
 
     return Attention(asked(watch.last), asked(watch.rolled))

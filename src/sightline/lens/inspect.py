@@ -21,7 +21,7 @@ from sightline.data.transforms import eval_transform
 from sightline.errors import ModelError, explain_os_error
 from sightline.html import Number, Page, Picture, Plot
 from sightline.lens import draw, embedding
-from sightline.lens.attention import asks_class_token, attention
+from sightline.lens.attention import asking_tokens, attention
 from sightline.lens.sheet import contact_sheet
 from sightline.lens.view import MAX_OF_CLASSES, Inspected, Thumbnail, View, pairs_of, rounded, short_names, varied
 from sightline.nn.encoder import Encoder
@@ -31,6 +31,12 @@ from sightline.search.neighbours import nearest_of_other_class
 MAX_DOTS = 10_000
 NUM_PAIRS, NUM_HEADS, NUM_NAMED = 24, 12, 500
 DUPLICATE_SIMILARITY = 0.95
+ASKERS = {
+    (): "the patches look, on average,",
+    (0,): "the class token looks",
+    (1,): "the distillation token looks",
+    (0, 1): "the class and the distillation token look, on average,",
+}
 CARDS = ("effective_rank", "mean_similarity", "uniformity", "alignment", "pair_auc", "hubness")
 
 
@@ -92,9 +98,8 @@ def inspect(
         "command": command,
     }
     page.write(out / "index.html")
-    sheets = [("hard_negatives", "Closest pairs of different classes", hard_negatives), ("duplicates", "Closest pairs of all", duplicates)]
-    for name, title, shown in sheets:
-        _write_sheet(out / f"{name}.png", f"{title}, as {models[0].name} sees them", shown)
+    _write_sheet(out / "hard_negatives.png", f"Closest pairs of different classes, as {models[0].name} sees them", hard_negatives)
+    _write_sheet(out / "duplicates.png", f"Near-duplicates, as {models[0].name} sees them", duplicates)
     try:
         write_text(out / "numbers.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
@@ -262,7 +267,7 @@ def _add_gradients(page: Page, views: Sequence[View]) -> None:
 def _add_attention(page: Page, views: Sequence[View], encoder: Encoder) -> bool:
     view = views[0]
     whose = f"This and all that follows is {view.label}'s alone. " if len(views) > 1 else ""
-    asks = "the class token looks" if asks_class_token(encoder) else "the patches look, on average,"
+    asks = ASKERS[asking_tokens(encoder)]
     page.section(
         "Attention",
         f"{whose}Where {asks} in the last block, and attention rolled out over all blocks. Each map is stretched from its least to its most "
