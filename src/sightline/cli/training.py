@@ -100,7 +100,8 @@ def _tell_sweep(swept: Swept, as_json: bool) -> None:
         print(swept.to_text())
     if swept.stopped_by:
         note(f"stopped by {swept.stopped_by} after {len(swept.results)} of {swept.num_planned} runs: the same command goes on")
-    note(f"page: {swept.folder / 'index.html'}")
+    if swept.results:
+        note(f"page: {swept.folder / 'index.html'}")
 
 
 def recipes(

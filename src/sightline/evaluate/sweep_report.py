@@ -225,17 +225,22 @@ def write_page(
     """Write the sweep as one page: a figure for each of ``metrics``, the table, the runs that diverged, and how it was made."""
     rows = summarise(variants, results)
     page = Page(title, "Mean and sample deviation over the seeds, in per cent.", facts)
-    page.section("Figures")
-    page.plots([Plot(figure(rows, metric), metric, f"{metric} of every variant; the table below has the numbers") for metric in metrics])
+    if metrics:
+        page.section("Figures")
+        page.plots(
+            [Plot(figure(rows, metric), metric, f"{metric} of every variant; the table below has the numbers") for metric in metrics]
+        )
     page.section("Table")
     names = metric_names(rows)
-    page.table(["", *names, "runs"], [[row.variant.label, *(row.cell(name) for name in names), _runs(row)] for row in rows])
+    page.table(
+        ["", *names, "runs"], [[row.variant.label, *(row.cell(name).replace(" ", "\u00a0") for name in names), _runs(row)] for row in rows]
+    )
     lost = [f"{result.variant.label}, seed {result.seed}: {result.diverged}" for result in results if result.diverged]
     if lost:
         page.section("Diverged").details(f"{len(lost)} of {len(results)} runs", lost)
     page.section("Method")
     page.text(
-        "Every variant of a seed starts from the same weights and sees its batches in the same order. A run that diverged has no mean."
+        "Every variant of a seed starts from the same weights and sees its batches in the same order. Means leave out runs that diverged."
     )
     if command:
         page.text("Made by:").code(command)

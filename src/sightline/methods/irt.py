@@ -22,7 +22,7 @@ Departs:
     - the memory is a ring; the published one, where a batch does not fit at its end, shifts the batch back over its newest entries;
     - the negative term subtracts beta as equation 1 does; the published memory adds z_i.z_j itself (same gradient, other value);
     - normalised softmax's authors put a layer norm before the unit length and first train the class vectors alone for an epoch; here
-      the ViT ends in its own norm, and the class vectors have a higher learning rate instead (``proxy_lr``);
+      the ViT ends in its own norm, and everything learns from the first step;
     - SNCA's authors raise the memory's momentum late in 130 epochs; here it stays.
 """
 
@@ -65,7 +65,7 @@ class IRTRecipe(Recipe):
     memory_start: int = 1_000  # first step that learns from the memory (the published memory's value; the paper does not say)
     momentum: float = 0.0  # decay of the momentum encoder that fills the memory; 0 stores the learner's own descriptors
     temperature: float = 0.05  # normalised softmax and SNCA: what similarities are divided by (the value of both papers)
-    proxy_lr: float = 1.0  # normalised softmax: the class vectors' learning rate as a multiple of train.lr
+    proxy_lr: float = 1.0  # normalised softmax: the class vectors' learning rate as a multiple of train.lr; its authors' is 1
     memory_momentum: float = 0.5  # SNCA: what an entry of its memory keeps of itself when its image is seen; 0 replaces it
 
     def __post_init__(self) -> None:
@@ -352,5 +352,5 @@ class IRT(Method):
 
 
 def _random_rows(num: int, dim: int) -> torch.Tensor:
-    """Return ``[num, dim]`` of length about 1, where the published memory and class vectors begin but for the latter's length."""
+    """Return ``[num, dim]`` of length about 1, as the published memory begins; published class vectors do too but for their length."""
     return torch.empty(num, dim).uniform_(-1.0, 1.0) * math.sqrt(3.0 / dim)

@@ -106,7 +106,7 @@ class Loop:
         self.net = distribute(method, device)
         self.dtype = runtime.autocast_dtype(spec.precision, device)
         self.signal = 0
-        self.grad_norm = 0.0
+        self.grad_norm = self.rate = 0.0
 
     def encoder(self) -> Encoder:
         """Return what is measured and saved: the averaged weights where the recipe keeps them, else the learner's."""
@@ -159,7 +159,7 @@ class Loop:
     def _step(self, stream: Iterator[Batch], meter: Meter) -> dict[str, torch.Tensor]:
         step, spec = self.progress.step, self.spec
         self.method.train()
-        set_rate(self.optimizer, step, spec)
+        self.rate = set_rate(self.optimizer, step, spec)
         runtime.seed_step(spec.seed, step, self.ranks.rank)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
@@ -196,10 +196,9 @@ class Loop:
             self.grad_norm = float(norm)
             return
         found = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
-        rate = max(float(group["lr"]) for group in self.optimizer.param_groups)
         raise TrainingError(
-            f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), learning rate {rate:.3g}; "
-            f"try --set lr={rate / 3:.1g}, clip_norm=1, or precision=fp32. The weights before it are in {self.folder}"
+            f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), "
+            f"learning rate {self.rate:.3g}; try --set lr={self.rate / 3:.1g}, clip_norm=1, or precision=fp32. The weights before it are in {self.folder}"
         )
 
     # --- between steps ----------------------------------------------------------------------------------------------------------
@@ -211,7 +210,7 @@ class Loop:
             numbers = {name: float(value) for name, value in values.items()}
             rates = meter.read()
             if log is not None:
-                log.write(done, {**numbers, "lr": max(float(group["lr"]) for group in self.optimizer.param_groups), **rates})
+                log.write(done, {**numbers, "lr": self.rate, **rates})
             note = f"loss {numbers['loss']:.4f}  {rates['images_per_s']:.1f} images/s  waiting {rates['data_wait']:.0%}  {rates['memory_mib']:.0f} MiB"
             bar.update(done, note)
         if self.validate is not None and (done % spec.validate_every == 0 or last):

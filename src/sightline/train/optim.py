@@ -34,8 +34,8 @@ def rate_at(step: int, spec: TrainSpec) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, step: int, spec: TrainSpec) -> float:
-    """Set every group's learning rate for ``step`` and return the highest."""
+    """Set every group's learning rate for ``step`` and return the recipe's, of which a group may have a multiple."""
     share = rate_at(step, spec)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share
-    return max(float(group["lr"]) for group in optimizer.param_groups)
+    return spec.lr * share
