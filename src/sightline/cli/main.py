@@ -29,6 +29,7 @@ COMMANDS = (
     searching.index,
     searching.search,
     measuring.inspect,
+    models.reduce,
     models.export,
     training.recipes,
     training.demo,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli.options import Json, note, print_json
+from sightline.cli.options import Dataset, Device, Json, Verify, command_line, note, print_json
 
 
 def export(
@@ -28,6 +28,34 @@ def export(
     note(
         f"wrote {done['out']} ({done['bytes'] / 2**20:.1f} MiB); smallest cosine to the original on {done['images']} images: {done['min_cosine']:.6f}"
     )
+
+
+def reduce(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME or random:NAME")],
+    out: Annotated[Path, typer.Option(help="the model folder to write")],
+    data: Annotated[Path | None, typer.Option(help="images to fit on: class folders, a manifest, or a data set's own folder")] = None,
+    pca: Annotated[int, typer.Option(min=0, help="directions to keep; 0 is all of a whitening, and no plain PCA")] = 0,
+    whiten: Annotated[Literal["none", "pca", "supervised"], typer.Option(help="supervised learns from images of one class")] = "none",
+    scales: Annotated[str, typer.Option(help="resize the input by each and combine the descriptors, such as 1,0.707,0.5")] = "1",
+    scale_p: Annotated[float, typer.Option("--scale-p", help="power of the mean over scales; other than 1 for GeM only")] = 1.0,
+    dataset: Dataset = "auto",
+    verify: Verify = True,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fit a model's head, its scales and its PCA or whitening, on images, and write the model that has it.
+
+    Example: sightline reduce runs/mine --data photos/ --whiten supervised --pca 128 --out runs/mine/whitened
+    """
+    from sightline.workflows import reducing
+
+    settings = [f"pca={pca}", f"whiten={whiten}", f"scales={scales}", f"scale_p={scale_p}"]
+    done = reducing.reduce(model, out, data=data, settings=settings, dataset=dataset, verify=verify, device=device, command=command_line())
+    if as_json:
+        print_json(done.to_json())
+    bad = f"; {done.num_bad} files could not be read: see {out / 'bad_files.jsonl'}" if done.num_bad else ""
+    fitted = f", fitted on {done.num_images:,} images" if done.num_images else ""
+    note(f"wrote {out}: {done.encoder.dim}-d descriptors from {done.encoder.width}-d{fitted}{bad}")
 
 
 def doctor(as_json: Json = False) -> None:

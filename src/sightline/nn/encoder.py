@@ -38,8 +38,9 @@ class Encoder(nn.Module):
         self.model, self.image = model, image
         self.fingerprint = ""
         self.backbone = backbone or build(model, image.image_px)
-        self.pooled_width = self.backbone.width * (2 if model.pooling == "cls_dist_concat" else 1)
-        self.projection = nn.Linear(self.pooled_width, model.projection) if model.projection else nn.Identity()
+        pooled_width = self.backbone.width * (2 if model.pooling == "cls_dist_concat" else 1)
+        self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
+        self.width = model.projection or pooled_width  # of what the reduction takes
         self.reduction: Reduction | nn.Identity = nn.Identity()
         if model.pooling == "cls" and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
     @property
     def dim(self) -> int:
         """The width D of the descriptors."""
-        return len(self.reduction.components) if isinstance(self.reduction, Reduction) else self.model.projection or self.pooled_width
+        return len(self.reduction.components) if isinstance(self.reduction, Reduction) else self.width
 
     @property
     def device(self) -> torch.device:
@@ -118,8 +119,13 @@ def headless(model: ModelSpec) -> ModelSpec:
 
 
 def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
-    """Return an encoder with the weights of ``encoder``, not reduced, and the head that ``model`` describes still to be fitted."""
-    made = Encoder(replace(model, weights="random"), encoder.image)
+    """Return an encoder with the weights of ``encoder`` and the scales of ``model``, whose reduction is still to be fitted.
+
+    Raises:
+        ModelError: the backbone does not take these scales.
+    """
+    with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
+        made = Encoder(replace(model, weights="random"), encoder.image)
     made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith("reduction.")})
     return made.to(encoder.device).train(encoder.training)
 

@@ -1,4 +1,4 @@
-"""The model card that training leaves beside the weights."""
+"""The model cards that are left beside the weights."""
 
 from __future__ import annotations
 
@@ -52,4 +52,34 @@ Similarity means "same class, as in the training data". On images unlike those, 
 | setting | value |
 |---|---|
 {settings}
+"""
+
+
+def head_card(encoder: Encoder, source: str, *, data: str, num_images: int, command: str) -> str:
+    """Return the card of a model whose head was fitted after training, as Markdown; ``source`` names the model it was made from."""
+    model = encoder.model
+    kind = {"none": "PCA", "pca": "PCA-whitening", "supervised": "whitening learned from positive pairs"}[model.whiten]
+    reduction = f"{kind} from {encoder.width} to {encoder.dim}, fitted on {num_images:,} images of `{data}`" if num_images else "none"
+    return f"""---
+library_name: sightline
+tags: [image-retrieval]
+---
+# {model.backbone}, {encoder.dim}-d descriptors
+
+Turns an image into a unit-length vector; similar images lie close by cosine.
+
+    import sightline
+    encoder = sightline.load("this-folder")
+    vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, {encoder.dim}]
+
+## Made with
+- weights: those of `{source}`, unchanged; they and what the head learnt may be used as the terms of their data allow
+- reduction: {reduction}
+- scales: {", ".join(f"{scale:g}" for scale in model.scales)}, combined by the mean of powers {model.scale_p:g}
+- pooling: `{model.pooling}`
+- command: `{command or "Python"}`
+- images enter at {encoder.image.image_px} x {encoder.image.image_px} px
+
+## Limits
+Nothing was measured here: use `sightline evaluate`, on images that neither the weights nor the head were made from.
 """

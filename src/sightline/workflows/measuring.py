@@ -208,7 +208,7 @@ def part_to_measure(records: Records, model: str, split: str) -> Part:
 
 
 def _unseen_classes(records: Records, model: Path) -> Part:
-    learnt, chose_by = _classes_of_run(model)
+    learnt, chose_by = classes_of_run(model)
     assert records.labels is not None
     names = np.array(records.class_names, dtype=object)[records.labels]
     unseen = ~np.isin(names, list(learnt)) if learnt else np.ones(len(records), dtype=np.bool_)
@@ -220,7 +220,12 @@ def _unseen_classes(records: Records, model: Path) -> Part:
     return Part(records.select(unseen), f"classes held out of training{held}", records.select(~unseen))
 
 
-def _classes_of_run(model: Path) -> tuple[frozenset[str], frozenset[str]]:
+def classes_of_run(model: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the classes that the run of a model learnt from, and those that chose it; none where nothing tells.
+
+    Raises:
+        DataError: the run's facts cannot be read.
+    """
     for folder in (model, model.parent):
         facts = folder / "run.json"
         if facts.is_file():

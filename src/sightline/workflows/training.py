@@ -16,22 +16,22 @@ import torch
 
 from sightline import __version__, catalog, runtime
 from sightline.data.images import BadFiles
-from sightline.data.loading import decode_stream, train_batches
+from sightline.data.loading import train_batches
 from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class
 from sightline.data.samplers import PKSampler
-from sightline.data.transforms import eval_transform, train_transform
+from sightline.data.transforms import train_transform
 from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.evaluate import metrics
 from sightline.nn import model_folder
-from sightline.nn.encoder import Encoder
-from sightline.nn.reduction import fit_pca
+from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
-from sightline.search.embed import BATCH_SIZE, embed_records
+from sightline.search.embed import embed_records
 from sightline.train import checkpoint
 from sightline.train.card import model_card
 from sightline.train.loop import Loop, Progress, Validate
 from sightline.train.parallel import process_group
 from sightline.workflows.common import read_data, training_split, write_bad_files
+from sightline.workflows.reducing import fit_head, require_head
 
 EMBED_LIMIT = 4_096
 """Most validation images measured during training: enough to rank models, few enough not to slow the run."""
@@ -90,9 +90,10 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     assert learning.labels is not None
     with process_group(where) as ranks:
         goes_on = resume and (run / checkpoint.NAME).exists()
-        encoder = Encoder(
-            replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
-        )  # the checkpoint has the weights
+        bare = headless(recipe.model)  # the head is fitted when training is over
+        encoder = Encoder(replace(bare, weights="random") if goes_on else bare, recipe.image)  # the checkpoint has the weights
+        if recipe.model != bare:
+            require_head(encoder, recipe.model, learning)
         method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=learning.labels)
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
@@ -198,21 +199,12 @@ def _git_revision() -> str:
     return found.stdout.strip()
 
 
-@torch.inference_mode()
-def _pooled(encoder: Encoder, records: Records, bad_files: BadFiles) -> torch.Tensor:
-    transform = eval_transform(encoder.image)
-    stream = decode_stream(
-        records, transform, batch_size=BATCH_SIZE, num_threads=runtime.num_cpus(), bad_files=bad_files, device=encoder.device
-    )
-    return torch.cat([encoder.pooled(images).float().cpu() for _, images in stream])
-
-
 def _finish_model(
     run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str
 ) -> None:
     encoder = model_folder.load(run, device=where)
-    if recipe.model.pca:
-        encoder.reduction = fit_pca(_pooled(encoder, learning, bad_files), recipe.model.pca).to(where)
+    if recipe.model != headless(recipe.model):
+        encoder, _ = fit_head(encoder, recipe.model, learning, bad_files)
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     best = (progress.best_step, progress.best) if progress.best_step >= 0 else None
     model_folder.save(encoder, run / "model", card=model_card(recipe, encoder, facts, best=best, command=command))
