@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +62,12 @@ def by_row(ranking: Ranking, num: int) -> np.ndarray:
 def test_its_settings_are_a_frozen_dataclass_with_defaults(name: str) -> None:
     assert type(parse(name)).__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert all(item.kw_only for item in dataclasses.fields(parse(name)))  # type: ignore[arg-type]
+
+
+def test_it_is_documented_with_its_settings(name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reranking.md").read_text(encoding="utf-8")
+    names = [name, *(item.name for item in dataclasses.fields(parse(name)))]  # type: ignore[arg-type]
+    assert [word for word in names if not re.search(rf"(`|## ){re.escape(word)}(`|$)", page, re.MULTILINE)] == []
 
 
 def test_the_same_candidates_come_back_in_falling_order_and_nothing_given_is_changed(name: str) -> None:

@@ -44,6 +44,8 @@ WITHOUT_TORCH = [
     "sightline.evaluate.sweep_report",
     "sightline.index",
     "sightline.index.local",
+    "sightline.search.rerank",
+    "sightline.search.rerank.kreciprocal",
     "sightline.lens.draw",
     "sightline.lens.embedding",
     "sightline.lens.gradients",
