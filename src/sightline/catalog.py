@@ -17,6 +17,9 @@ RECIPES = {
     "irt/inshop": "sightline.methods.irt:inshop",
     "irt/folder": "sightline.methods.irt:folder",
     "irt/small": "sightline.methods.irt:small",
+    "irt/sfm120k-224": "sightline.methods.irt:sfm120k_224",
+    "irt/sfm120k-384": "sightline.methods.irt:sfm120k_384",
+    "irt/tuples": "sightline.methods.irt:tuples",
 }
 
 SWEEPS = {

@@ -1,4 +1,4 @@
-"""Two processes train exactly as one does, whatever the objective: same global batch, same memory, same weights; and a taken port is one line."""
+"""Two processes train exactly as one does, whatever the objective, mined tuples too: same global batch, same memory, same weights; and a taken port is one line."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ SETTINGS = [
     "momentum=0.9", "log_every=1", "lr=0.01", "workers=0", "clip_norm=1", "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
 ]  # fmt: skip
 
-OBJECTIVES = ["contrastive", "normalised_softmax", "snca"]
+OBJECTIVES = {name: f"objective={name}" for name in ("contrastive", "normalised_softmax", "snca")}
+OBJECTIVES["tuples"] = "tuples_per_batch=2 negatives=2 query_size=6 pool_size=99"  # two epochs of three steps
 # One interpreter trains with each objective in turn: starting it costs more than the training.
 TRAIN_EACH = """
-import os, sys
+import json, os, sys
 from sightline.cli.main import main
 out, ports, objectives, *arguments = sys.argv[1:]
-for port, objective in zip(ports.split(), objectives.split(), strict=True):
+for port, (name, settings) in zip(ports.split(), json.loads(objectives).items(), strict=True):
     os.environ["MASTER_PORT"] = port
-    code = main(["train", "irt/small", f"objective={objective}", "--out", f"{out}/{objective}", *arguments])
+    code = main(["train", "irt/small", *settings.split(), "--out", f"{out}/{name}", *arguments])
     if code:
         sys.exit(code)
 """
@@ -56,7 +57,7 @@ def free_ports(num: int) -> list[int]:
     return ports
 
 
-def start(photos: Path, out: Path, rank: int, world: int, ports: list[int], objectives: list[str]) -> subprocess.Popen[str]:
+def start(photos: Path, out: Path, rank: int, world: int, ports: list[int], objectives: dict[str, str]) -> subprocess.Popen[str]:
     environ = {
         **os.environ,
         "RANK": str(rank),
@@ -64,7 +65,7 @@ def start(photos: Path, out: Path, rank: int, world: int, ports: list[int], obje
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
     }
-    told = [str(out), " ".join(map(str, ports)), " ".join(objectives)]
+    told = [str(out), " ".join(map(str, ports)), json.dumps(objectives)]
     command = [sys.executable, "-c", TRAIN_EACH, *told, *SETTINGS, "--data", str(photos), "--device", "cpu"]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -97,6 +98,8 @@ def test_two_processes_equal_one(objective: str, runs: Path) -> None:
     assert one is not None
     assert two is not None
     assert torch.equal(one["method"]["memory_labels"], two["method"]["memory_labels"])
+    for name, value in one["epochs"].items():
+        assert torch.equal(value, two["epochs"][name]), name
     for name, value in one["method"].items():
         torch.testing.assert_close(two["method"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
@@ -105,7 +108,7 @@ def test_a_port_in_use_is_one_line(photos: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = start(photos, tmp_path, 0, 2, [taken.getsockname()[1]], ["contrastive"])
+        process = start(photos, tmp_path, 0, 2, [taken.getsockname()[1]], {"contrastive": OBJECTIVES["contrastive"]})
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert [line for line in errors.splitlines() if line.startswith("error:")] == [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
-from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss, normalised_softmax_loss, snca_loss
+from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss, normalised_softmax_loss, snca_loss, tuple_loss
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 
@@ -37,6 +37,47 @@ def test_mean_over_non_zero_pairs_by_hand() -> None:
     labels = torch.tensor([0, 0, 1])
     # positive pairs that cost: two of 0.5; negative pairs that cost: two of 0.2
     assert contrastive_loss(Z, labels, margin=0.3, reduction="mean_nonzero").item() == pytest.approx(0.5 + 0.2)
+
+
+# An anchor, its positive at 60 degrees, negatives at 36.87 (cosine 0.8) and 90; then a tuple whose positive is the anchor itself.
+TUPLES = torch.tensor(
+    [[1.0, 0.0], [0.5, math.sqrt(0.75)], [0.8, 0.6], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0]], dtype=torch.float64
+)
+
+
+def test_tuples_by_hand() -> None:
+    # positives 1 - 0.5 and 0; negatives: distance sqrt(2 - 2 * 0.8) of [0.8, 0.6] and of [0.6, 0.8], the others are beyond 0.85
+    near = math.sqrt(0.4)
+    by_distance = 0.5 + 0.5 * (0.85 - near) ** 2 * 2
+    assert tuple_loss(TUPLES, 2, margin=0.85, metric="euclidean").item() == pytest.approx(by_distance, abs=1e-5)
+    assert tuple_loss(TUPLES, 2, margin=0.85, metric="cosine").item() == pytest.approx(0.5)
+    assert tuple_loss(TUPLES, 2, margin=0.7, metric="cosine").item() == pytest.approx(0.5 + 2 * 0.1)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_gradients_over_tuples_are_those_of_the_equations(metric: str) -> None:
+    raw = torch.randn(10, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda z: tuple_loss(F.normalize(z, dim=1), 3, margin=0.9 if metric == "euclidean" else 0.1, metric=metric), raw
+    )
+
+
+def test_a_pair_of_equal_images_has_a_finite_gradient() -> None:
+    z = torch.tensor([[1.0, 0.0]] * 3, requires_grad=True)
+    tuple_loss(z, 1, margin=0.85, metric="euclidean").backward()
+    assert z.grad is not None
+    assert torch.isfinite(z.grad).all()
+
+
+def test_the_margin_of_tuples_is_what_they_are_measured_by() -> None:
+    data = DataSpec(tuples_per_batch=2)
+    assert IRTRecipe(data=data, memory=0.0, margin=1.2).margin == 1.2
+    with pytest.raises(RecipeError, match=r"margin is a cosine in \[-1, 1\]"):
+        IRTRecipe(data=data, memory=0.0, margin=1.2, tuple_metric="cosine")
+    with pytest.raises(RecipeError, match=r"margin is a distance in \[0, 2\]"):
+        IRTRecipe(data=data, memory=0.0, margin=-0.1)
+    with pytest.raises(RecipeError, match="a tuple forms its pairs within itself: set memory=0"):
+        IRTRecipe(data=data)
 
 
 def test_koleo_by_hand() -> None:

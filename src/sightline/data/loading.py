@@ -135,7 +135,7 @@ def train_batches(
     """
     if sampler.batch_size % world_size:
         raise DataError(
-            f"a batch of {sampler.batch_size} does not divide among {world_size} processes: change classes_per_batch or images_per_class"
+            f"a batch of {sampler.batch_size} does not divide among {world_size} processes: change classes_per_batch or images_per_class (with tuples: tuples_per_batch)"
         )
     where = device or torch.device("cpu")
     loader = DataLoader(

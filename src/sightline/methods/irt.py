@@ -16,6 +16,10 @@ Two other objectives can stand in equation 1's place, as in the paper's Table 4;
 (Zhai & Wu 2018, arXiv 1811.12649) tells the classes apart by one learnt unit vector each. SNCA (Wu, Efros & Yu 2018, arXiv 1808.04699)
 asks that an image's neighbours among all training images, held in a memory with one entry per image, be of its own class.
 
+Particular objects are learnt from tuples of an anchor, an image of the same thing and hard negatives (section 4.2; Radenovic, Tolias,
+Chum 2018, arXiv 1711.02512): only the anchor forms pairs, within its tuple. KoLeo takes the whole batch, as equation 2 is written; the
+paper does not say whether its authors took a batch or one tuple, which is what the code they built on descends at a time.
+
 Departs:
     - a pair of a descriptor with its own entry in the memory is dropped by position; the published memory drops positives with
       a similarity above 1 - 1e-5, which also drops true pairs of duplicate images;
@@ -48,6 +52,7 @@ from sightline.sweep import Sweep, Variant, grid
 
 Objective = Literal["contrastive", "normalised_softmax", "snca"]
 Reduction = Literal["sum_over_n", "mean_nonzero"]
+TupleMetric = Literal["euclidean", "cosine"]
 
 KOLEO_FLOOR = 1e-6
 """Nearest-neighbour distances are clamped here: exact duplicates get no gradient instead of one of 1e8 in an arbitrary direction."""
@@ -67,14 +72,20 @@ class IRTRecipe(Recipe):
     temperature: float = 0.05  # normalised softmax and SNCA: what similarities are divided by (the value of both papers)
     proxy_lr: float = 1.0  # normalised softmax: the class vectors' learning rate as a multiple of train.lr; its authors' is 1
     memory_momentum: float = 0.5  # SNCA: what an entry of its memory keeps of itself when its image is seen; 0 replaces it
+    # Tuples only: what the margin measures. The paper trains tuples with beta = 0.85 and "the default hyper-parameters" of the code it
+    # builds on, where 0.85 is a Euclidean distance, a cosine of 0.639 between unit vectors; so euclidean is the default. cosine reads
+    # 0.85 into equation 1, whose negatives then cost only where they are closer than a distance of 0.55.
+    tuple_metric: TupleMetric = "euclidean"
 
     def __post_init__(self) -> None:
-        if not (
-            -1 <= self.margin <= 1 and self.koleo_weight >= 0 and self.memory >= 0 and self.memory_start >= 0 and 0 <= self.momentum < 1
-        ):
-            raise RecipeError(
-                "margin is a cosine in [-1, 1], koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)"
-            )
+        by_distance = bool(self.data.tuples_per_batch) and self.tuple_metric == "euclidean"
+        low, high = (0, 2) if by_distance else (-1, 1)
+        if not low <= self.margin <= high:
+            raise RecipeError(f"margin is a {'distance' if by_distance else 'cosine'} in [{low}, {high}]")
+        if not (self.koleo_weight >= 0 and self.memory >= 0 and self.memory_start >= 0 and 0 <= self.momentum < 1):
+            raise RecipeError("koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)")
+        if self.data.tuples_per_batch and self.memory and self.objective == "contrastive":
+            raise RecipeError("a tuple forms its pairs within itself: set memory=0")
         if not (self.temperature > 0 and self.proxy_lr > 0 and 0 <= self.memory_momentum < 1):
             raise RecipeError("temperature and proxy_lr must be positive, memory_momentum is in [0, 1)")
 
@@ -123,6 +134,41 @@ def folder() -> IRTRecipe:
     )
 
 
+def sfm120k_224() -> IRTRecipe:
+    """retrieval-SfM-120k: DeiT-S/16, fixed squares of 224 px, tuples, Adam 5e-7, KoLeo 4, 100 epochs of 400 steps."""
+    return IRTRecipe(
+        name="irt/sfm120k-224",
+        margin=0.85,
+        koleo_weight=4.0,
+        memory=0.0,
+        model=ModelSpec(backbone="deit_small_patch16_224", weights="hub"),
+        image=ImageSpec(image_px=224, resize="square", resize_px=224),
+        augment=AugmentSpec(augment="square", flip=0.0),
+        data=DataSpec(dataset="sfm120k", tuples_per_batch=5),
+        train=TrainSpec(
+            steps=40_000,
+            optimizer="adam",
+            lr=5e-7,
+            weight_decay=1e-6,
+            schedule="exponential",
+            lr_decay=math.exp(-0.01),
+            lr_decay_steps=400,  # an epoch
+            validate_every=2_000,
+            save_every=400,
+        ),
+    )
+
+
+def sfm120k_384() -> IRTRecipe:
+    """retrieval-SfM-120k at 384 px: the distilled DeiT-B/16, the only ViT of which the paper reports this size."""
+    return replace(
+        sfm120k_224(),
+        name="irt/sfm120k-384",
+        model=ModelSpec(backbone="deit_base_distilled_patch16_384", weights="hub"),
+        image=ImageSpec(image_px=384, resize="square", resize_px=384),
+    )
+
+
 def small() -> IRTRecipe:
     """From scratch on small images and few of them, on a CPU: a shallow ViT at 64 px, a higher rate, stronger variation, no memory.
 
@@ -142,6 +188,17 @@ def small() -> IRTRecipe:
         train=TrainSpec(
             steps=600, lr=3e-4, weight_decay=0.05, warmup_steps=50, schedule="cosine", clip_norm=1.0, validate_every=100, save_every=100
         ),
+    )
+
+
+def tuples() -> IRTRecipe:
+    """Your own places or objects, from scratch on a CPU: as small, on tuples of given pairs and mined negatives."""
+    base = small()
+    return replace(
+        base,
+        name="irt/tuples",
+        margin=0.85,
+        data=DataSpec(tuples_per_batch=8, query_size=400, pool_size=2_000, validation=0.15),
     )
 
 
@@ -205,6 +262,24 @@ def contrastive_loss(
 def _mean_nonzero(cost: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     counted = among & (cost > 0)
     return (cost * counted).sum() / counted.sum().clamp_min(1)
+
+
+def tuple_loss(z: torch.Tensor, num_negatives: int, *, margin: float, metric: TupleMetric) -> torch.Tensor:
+    """Return the contrastive loss of T tuples ``z`` ``[T * (2 + num_negatives), D]``, a scalar: the sum of their pairs' costs.
+
+    The rows of a tuple are its anchor, its positive and its negatives; the anchor forms a pair with each of the others. By the distance
+    d of a pair (``euclidean``) a positive costs d^2 / 2 and a negative [margin - d]_+^2 / 2; by its similarity s (``cosine``) they cost
+    1 - s and [s - margin]_+, as in equation 1. For unit vectors the positives cost the same either way.
+
+    Source: Radenovic, Tolias, Chum 2018, arXiv 1711.02512, and El-Nouby et al. 2021, arXiv 2102.05644, eq. 1.
+    """
+    in_tuples = z.view(-1, 2 + num_negatives, z.shape[1])
+    anchors, others = in_tuples[:, :1], in_tuples[:, 1:]
+    if metric == "cosine":
+        similarity = (anchors * others).sum(dim=2)  # [T, 1 + num_negatives]
+        return (1.0 - similarity[:, 0]).sum() + F.relu(similarity[:, 1:] - margin).sum()
+    distance = F.pairwise_distance(anchors, others)  # with 1e-6 added to each coordinate's difference, as the published code has it
+    return 0.5 * distance[:, 0].square().sum() + 0.5 * F.relu(margin - distance[:, 1:]).square().sum()
 
 
 def koleo_loss(z: torch.Tensor) -> torch.Tensor:
@@ -294,8 +369,10 @@ class IRT(Method):
         return LossTerms(total, {name: value.detach() for name, value in terms.items()})
 
     def _contrastive(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        """Return equation 1 over the batch and, from ``memory_start``, over the memory."""
+        """Return equation 1 over the batch and, from ``memory_start``, over the memory; or over the pairs of the tuples."""
         recipe = self.recipe
+        if recipe.data.tuples_per_batch:
+            return {"contrastive": tuple_loss(z, recipe.data.negatives, margin=recipe.margin, metric=recipe.tuple_metric)}
         terms = {"contrastive": contrastive_loss(z, labels, margin=recipe.margin, reduction=recipe.reduction)}
         if recipe.memory:
             columns = self._enqueue(self._keys(batch, z), labels)

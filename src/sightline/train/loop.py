@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -277,5 +277,5 @@ class Loop:
 
 
 def _close(stream: Iterator[Batch] | None) -> None:
-    if hasattr(stream, "close"):
+    if isinstance(stream, Generator):
         stream.close()

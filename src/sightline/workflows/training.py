@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from sightline import __version__, catalog, runtime
+from sightline.contracts import Batch
 from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
 from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class
-from sightline.data.samplers import PKSampler
+from sightline.data.samplers import PKSampler, Sampler
 from sightline.data.transforms import train_transform
 from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.evaluate import metrics
@@ -26,6 +26,7 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.embed import embed_records
+from sightline.search.mining import MinedTuples
 from sightline.train import checkpoint
 from sightline.train.card import model_card
 from sightline.train.loop import Loop, Progress, Validate
@@ -76,7 +77,7 @@ class Trained:
 def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = "") -> Trained:
     """Train ``recipe`` on ``data`` into the run folder ``out`` and return what became of it.
 
-    Classes are held out of the training split to choose the model; a test split is never touched.
+    The split called val chooses the model; where there is none, classes are held out of the training split. A test split is never touched.
 
     Raises:
         UsageError: the data, the recipe or the folder do not allow it.
@@ -86,27 +87,33 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
-    learning, validation = _learning_and_validation(training_split(records), recipe)
+    learning, validation = _learning_and_validation(records, recipe)
     assert learning.labels is not None
+    labels, epochs = learning.labels, _epochs(learning, recipe, bad_files)
     with process_group(where) as ranks:
         goes_on = resume and (run / checkpoint.NAME).exists()
         bare = headless(recipe.model)  # the head is fitted when training is over
         encoder = Encoder(replace(bare, weights="random") if goes_on else bare, recipe.image)  # the checkpoint has the weights
         if recipe.model != bare:
             require_head(encoder, recipe.model, learning)
-        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=learning.labels)
+        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=labels)
         if ranks.is_main:
             _open_run(run, recipe, data, learning, validation, resume=resume)
-        sampler = PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
         transform = train_transform(recipe.augment, recipe.image)
 
-        def batches(first: int) -> Any:
+        def batches(first: int) -> Iterator[Batch]:
+            num = recipe.train.steps * recipe.train.accumulate - first
+            if epochs is None:
+                sampler: Sampler = PKSampler(labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
+            else:
+                sampler = epochs.sampler()
+                num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
             return train_batches(
                 learning,
                 sampler,
                 transform,
                 start_step=first,
-                num_steps=recipe.train.steps * recipe.train.accumulate - first,
+                num_steps=num,
                 seed=recipe.train.seed,
                 num_workers=_num_workers(recipe.data.workers, ranks.world_size, where),
                 rank=ranks.rank,
@@ -116,7 +123,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
             )
 
         validate = _validator(validation, recipe, bad_files) if validation is not None else None
-        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, resume=resume)
+        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
             if not progress.stopped_by:
@@ -126,16 +133,33 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
 
 
 def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records, Records | None]:
-    require_classes(records, 2)
-    learning, validation = hold_out_classes(records, recipe.data.validation, 0) if recipe.data.validation else (records, None)
+    learning, validation, data = training_split(records), None, recipe.data
     require_classes(learning, 2)
-    require_per_class(learning, recipe.data.images_per_class)
-    if learning.num_classes < recipe.data.classes_per_batch:
+    if data.validation and records.splits is not None and "val" in records.splits:
+        validation = records.split("val")
+        if not (validation.class_counts() > 1).any():
+            raise DataError(f"no class of the val split of {records.root} has two images: add some, or set validation=0")
+    elif data.validation:
+        learning, validation = hold_out_classes(learning, data.validation, 0)
+    require_classes(learning, 2)
+    if data.tuples_per_batch:
+        return learning, validation
+    require_per_class(learning, data.images_per_class)
+    if learning.num_classes < data.classes_per_batch:
         raise DataError(
-            f"a batch wants {recipe.data.classes_per_batch} classes but {learning.num_classes} are left for training: "
+            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes} are left for training: "
             f"lower it with --set classes_per_batch={learning.num_classes}"
         )
     return learning, validation
+
+
+def _epochs(learning: Records, recipe: Recipe, bad_files: BadFiles) -> MinedTuples | None:
+    if not recipe.data.tuples_per_batch:
+        return None
+    train = recipe.train
+    return MinedTuples(
+        learning, recipe.data, seed=train.seed, batches_per_step=train.accumulate, precision=train.precision, bad_files=bad_files
+    )
 
 
 def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
