@@ -13,13 +13,24 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
-from sightline.methods.irt import IRT, IRTRecipe, contrastive_loss, koleo_loss, normalised_softmax_loss, snca_loss, tuple_loss
+from sightline.methods.irt import (
+    IRT,
+    IRTRecipe,
+    contrastive_loss,
+    gradient_noise,
+    koleo_loss,
+    normalised_softmax_loss,
+    snca_loss,
+    tuple_loss,
+)
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 
 TINY = ModelSpec(
     backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2)), weights="random"
 )
+
+WATCHED = {"gradient_noise", "direction_noise"}
 
 # Three descriptors at 0, 60 and 120 degrees: cosines 0.5 between neighbours, -0.5 between the ends.
 Z = torch.tensor([[1.0, 0.0], [0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]], dtype=torch.float64)
@@ -37,6 +48,32 @@ def test_mean_over_non_zero_pairs_by_hand() -> None:
     labels = torch.tensor([0, 0, 1])
     # positive pairs that cost: two of 0.5; negative pairs that cost: two of 0.2
     assert contrastive_loss(Z, labels, margin=0.3, reduction="mean_nonzero").item() == pytest.approx(0.5 + 0.2)
+
+
+def test_gradient_noise_by_hand() -> None:
+    z = torch.eye(2, dtype=torch.float64).requires_grad_()
+    pull = 3 * contrastive_loss(z, torch.tensor([0, 0]), margin=0.5)  # gradients -3 z_1 and -3 z_0: length 3, their mean (-1.5, -1.5)
+    of_gradients, of_directions = gradient_noise(pull, z)
+    assert of_gradients.item() == pytest.approx(9 - 4.5)
+    assert of_directions.item() == pytest.approx(1 - 0.5)
+    push = contrastive_loss(z, torch.tensor([0, 1]), margin=0.5)  # no pair costs anything: no gradient, so no direction
+    assert [value.item() for value in gradient_noise(push, z)] == [0.0, 0.0]
+
+
+def test_watching_the_gradients_changes_none_of_them() -> None:
+    found = []
+    for _ in range(2):
+        method, batch = _method(memory=0.0), _batch([0, 0, 1, 1], 1)
+        terms = method.loss(batch, 9)
+        if found:
+            z = method.learner(batch.images)
+            labels = torch.tensor([0, 0, 1, 1])
+            total = contrastive_loss(z, labels, margin=method.recipe.margin) + method.recipe.koleo_weight * koleo_loss(z)
+            total.backward()
+        else:
+            terms.total.backward()
+        found.append([parameter.grad.clone() for parameter in method.parameters() if parameter.grad is not None])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 # An anchor, its positive at 60 degrees, negatives at 36.87 (cosine 0.8) and 90; then a tuple whose positive is the anchor itself.
@@ -228,7 +265,7 @@ def test_the_memory_and_its_pointer_are_saved() -> None:
 
 
 def test_ladder_switches() -> None:
-    assert set(_method(memory=0.0).loss(_batch([0, 0, 1, 1], 1), 9).terms) == {"contrastive", "koleo"}
+    assert set(_method(memory=0.0).loss(_batch([0, 0, 1, 1], 1), 9).terms) == {"contrastive", "koleo", *WATCHED}
     with pytest.raises(RecipeError, match="margin"):
         IRTRecipe(margin=1.5)
 
