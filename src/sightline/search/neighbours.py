@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,7 +47,9 @@ def similarity_blocks(
         return
     num_at_once = block_rows or max(8, BLOCK_BYTES // (4 * len(gallery)))
     where = torch.device(device)
-    columns = torch.from_numpy(np.ascontiguousarray(gallery, np.float32)).to(where).T
+    with warnings.catch_warnings():  # a memory-mapped gallery may be read-only, and is only read here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        columns = torch.from_numpy(np.ascontiguousarray(gallery, np.float32)).to(where).T
     parts = np.array_split(rows, -(-len(rows) // num_at_once))
     buffer = torch.empty(max(4, len(parts[0])), len(gallery), device=where)
     precision = torch.get_float32_matmul_precision()

@@ -16,7 +16,7 @@ from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
 from sightline.data.judged import read_benchmark, with_distractors
 from sightline.data.records import Records
-from sightline.errors import DataError, UsageError, explain_os_error
+from sightline.errors import DataError, UsageError, explain_os_error, nearest
 from sightline.evaluate.measured import Measured, measure
 from sightline.evaluate.protocols import add_distractors, choose_protocol
 from sightline.evaluate.report import Collection, write_report
@@ -95,7 +95,7 @@ def evaluate(
     """
     where, bad_files = runtime.device(device), BadFiles()
     reranker = parse(rerank) if rerank else None
-    read = _judged if protocol.partition(",")[0] in catalog.names("benchmarks") else _labelled
+    read = _judged if _is_benchmark(protocol) else _labelled
     task = read(data, model, bad_files, dataset=dataset, verify=verify, protocol=protocol, split=split, distractors=distractors)
     encoder = model_folder.load(model, device=where)
     found = embed_records(encoder, task.records, bad_files, precision=precision)
@@ -114,6 +114,13 @@ def evaluate(
             )
         _write(report, evaluation, encoder, trial, learnt, bad_files, command)
     return evaluation
+
+
+def _is_benchmark(protocol: str) -> bool:
+    name, benchmarks, by_labels = protocol.partition(",")[0], catalog.names("benchmarks"), ["auto", *catalog.names("protocols")]
+    if name not in (*benchmarks, *by_labels):
+        raise UsageError(f"unknown protocol '{name}'{nearest(name, [*benchmarks, *by_labels])}")
+    return name in benchmarks
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ BLOCKS = (
     *(f"jpegqual/{quality}" for quality in (3, 5, 8, 10, 15, 20, 30, 50, 75)),
     *(f"crops/{percent}" for percent in (10, 15, 20, 30, 40, 50, 60, 70, 80)),
 )
+LAYOUT = {
+    "original": "157 photographs",
+    "strong": "229 copies",
+    "jpegqual": "157 copies in each of 3, 5, 8, 10, 15, 20, 30, 50 and 75",
+    "crops": "157 copies in each of 10, 15, 20, 30, 40, 50, 60, 70 and 80",
+}
+WHERE = "INRIA's page of the Holidays and Copydays sets says where it is kept"
 NUM_QUERIES = NUM_STRONG + NUM_ORIGINALS * (len(BLOCKS) - 1)
 SAME_SCENE = 4
 """Files whose names begin with the same four figures show one scene: 200000.jpg and its copies 200001.jpg, 200002.jpg, ..."""
@@ -42,9 +49,8 @@ def read(root: Path, *, verify: bool = True) -> Judged:
     """
     blocks = [block for block in BLOCKS if (root / block).is_dir()]
     if not blocks or not (root / "original").is_dir() or (verify and len(blocks) < len(BLOCKS)):
-        lacking = [block for block in ("original", *BLOCKS) if not (root / block).is_dir()]
-        parts = {f"{block}/": "originals" if block == "original" else "altered copies" for block in lacking}
-        raise absent(root, "copydays", parts, "INRIA's page of the Holidays and Copydays sets says where it is kept")
+        lacking = {block.partition("/")[0] for block in ("original", *BLOCKS) if not (root / block).is_dir()}
+        raise absent(root, "copydays", {f"{part}/": what for part, what in LAYOUT.items() if part in lacking}, WHERE)
     originals = find_images(root / "original")
     position = {name[:SAME_SCENE]: place for place, name in enumerate(originals)}
     asked = [(block, name) for block in blocks for name in find_images(root / block)]
@@ -54,7 +60,8 @@ def read(root: Path, *, verify: bool = True) -> Judged:
     nothing = np.empty(0, np.int64)
     settings = {
         block: Judgements(
-            tuple(np.array([position[name[:SAME_SCENE]]], np.int64) if block == own else nothing for own, name in asked), (nothing,) * len(asked)
+            tuple(np.array([position[name[:SAME_SCENE]]], np.int64) if block == own else nothing for own, name in asked),
+            (nothing,) * len(asked),
         )
         for block in blocks
     }

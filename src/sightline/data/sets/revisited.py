@@ -67,7 +67,7 @@ def _official(root: Path, name: str, num_queries: int, num_gallery: int, verify:
     places = [folder / f"gnd_{name}{suffix}" for folder in (root, root / name) for suffix in SUFFIXES]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        parts = {f"gnd_{name}.pkl": "or .json, the ground truth", "jpg/": f"{num_queries + num_gallery:,} photographs"}
+        parts = {f"gnd_{name}.pkl": "the ground truth, or the same as .json", "jpg/": f"{num_queries + num_gallery:,} photographs"}
         raise absent(root / name if root.name != name else root, name, parts, WHERE)
     judged = _read(path, name if verify else f"{name} (not verified)")
     if verify:
