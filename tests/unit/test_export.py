@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ TINY = ModelSpec(
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    made = Encoder(TINY, ImageSpec(image_px=32, mean=(0.4, 0.5, 0.6)))
-    made.reduction = Reduction(32, 8)
+    made = Encoder(replace(TINY, scales=(1.0, 0.5), whiten="pca"), ImageSpec(image_px=32, mean=(0.4, 0.5, 0.6)))
+    made.reduction = Reduction(32, 8, "pca")
     made.reduction.components.copy_(torch.linalg.qr(torch.randn(32, 8))[0].T)
     return made.eval()
 
