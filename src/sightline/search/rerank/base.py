@@ -124,7 +124,8 @@ def with_tail(ranking: Ranking, head: FloatArray) -> FloatArray:
     present = np.where(ranking.rows < 0, 0, ranking.similarity)
     lowest = np.where(ranking.rows[:, : head.shape[1]] < 0, np.inf, head).min(axis=1, keepdims=True, initial=np.inf)
     start = head.shape[1]
-    return np.concatenate([head, lowest + (present[:, start:] - present[:, start : start + 1])], axis=1, dtype=np.float32)
+    below = np.nextafter(lowest.astype(np.float32), np.float32(-np.inf))  # a measure that counts ties against us must see none here
+    return np.concatenate([head, below + (present[:, start:] - present[:, start : start + 1])], axis=1, dtype=np.float32)
 
 
 def unit(vectors: FloatArray) -> FloatArray:

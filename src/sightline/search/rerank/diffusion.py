@@ -26,8 +26,8 @@ class Diffusion(Reranker):
     """Diffusion over a query's first ``truncate`` candidates: ``similarity = f`` where ``(I - alpha * S) f = y``.
 
     ``S = D^-1/2 W D^-1/2`` normalises ``W``, the graph of the candidates that are among each other's ``k`` nearest of the whole gallery,
-    with edges ``max(x_i . x_j, 0)^gamma``; ``y`` holds ``max(q . x_i, 0)^gamma`` of the ``kq`` candidates closest to the query. The other
-    candidates follow in the order they had. ``alpha=0`` keeps the ranking as it is.
+    with edges ``max(x_i . x_j, 0)^gamma``; ``y`` holds ``max(q . x_i, 0)^gamma`` of the ``kq`` candidates closest to the query. What the
+    walk does not reach follows by its cosine, less 1, and then the other candidates in the order they had. ``alpha=0`` keeps the ranking.
     """
 
     k: int = 50  # neighbours of a vector in the graph, itself among them
@@ -57,7 +57,8 @@ class Diffusion(Reranker):
             real = rows >= 0
             own = np.searchsorted(members, rows[real])
             place[own] = np.arange(len(own))
-            reached[query, real] = self._spread(graph, own, place, to_nodes[query, real])
+            f = self._spread(graph, own, place, to_nodes[query, real])
+            reached[query, real] = np.where(f == 0, to_nodes[query, real] - 1, f)
             place[own] = -1
         return with_tail(ranking, reached)
 
