@@ -51,7 +51,9 @@ def read(root: Path, *, verify: bool = True) -> Judged:
     found = [_positions(solution, row, position) for row in asked]
     nothing = tuple(np.empty(0, np.int64) for _ in asked)
     settings = {
-        usage: Judgements(tuple(rows if row["Usage"].lower() == usage else rows[:0] for row, rows in zip(asked, found, strict=True)), nothing)
+        usage: Judgements(
+            tuple(rows if row["Usage"].lower() == usage else rows[:0] for row, rows in zip(asked, found, strict=True)), nothing
+        )
         for usage in NUM_QUERIES
     }
     paths = (*(_path("test", row["id"]) for row in asked), *(_path("index", image) for image in gallery))
