@@ -1,6 +1,6 @@
 """One image at several scales: resizing the model's input, and the mean of what comes back.
 
-Source: Radenovic et al. 2018, arXiv 1711.02512, section 3.4 (multi-scale representation).
+Source: Radenovic et al. 2018, arXiv 1711.02512 (multi-scale representation).
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def gem(patches: torch.Tensor, p: float) -> torch.Tensor:
 def rmac(tokens: Tokens) -> torch.Tensor:
     """Return the sum of the maxima over square regions of the grid, each given unit length first, ``[B, D]``.
 
-    Source: Tolias, Sicre & Jegou 2016, arXiv 1511.05879, section 3.2.
+    Source: Tolias, Sicre & Jegou 2016, arXiv 1511.05879.
     Departs: as in the published code, the maximum over the whole grid is one more region; the regions are not whitened one by one (a
         whitening of the model is of the sum).
     """
@@ -90,7 +90,7 @@ def rmac_regions(rows: int, columns: int) -> tuple[tuple[int, int, int], ...]:
 
     Along the longer side each level has as many regions more as make neighbours of the first level overlap by closest to 40 %.
 
-    Source: Tolias, Sicre & Jegou 2016, arXiv 1511.05879, section 3.2.
+    Source: Tolias, Sicre & Jegou 2016, arXiv 1511.05879.
     Departs: of two numbers of regions equally far from that overlap the smaller is taken, and places are divided in whole numbers;
         the published code leaves both to the rounding of float32 (20 of the 1,600 grids up to 40 x 40 come out otherwise there, none
         of them squarer than 3 x 11).

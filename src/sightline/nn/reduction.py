@@ -17,7 +17,7 @@ VARIANCE_FLOOR = 1e-10
 """A direction that varies less than this share of the widest one does not vary: dividing by it would make noise as loud as the images."""
 
 MAX_PAIRS, PAIRS_PER_IMAGE = 100_000, 8
-"""How many positive pairs are drawn from labels: 260 for each number that a 384-d whitening has to estimate a row of."""
+"""How many positive pairs are drawn from labels: some 260 for each direction of a 384-d descriptor."""
 
 BLOCK = 8_192
 
@@ -105,7 +105,7 @@ def fit_whitening(vectors: torch.Tensor, pairs: torch.Tensor, dim: int = 0) -> R
     Raises:
         ModelError: the pairs differ in fewer directions than the images, or the images vary in fewer than ``dim``.
     Source: Mikolajczyk & Matas 2007, ICCV, "Improving descriptors for fast tree matching by optimal linear projection"; as a
-        learned whitening Radenovic et al. 2016, arXiv 1604.02426, section 3.3.
+        learned whitening Radenovic et al. 2016, arXiv 1604.02426 ("Whitening and dimensionality reduction").
     Departs: the published code adds to the diagonal until a Cholesky factor exists, whatever that makes of directions in which the
         pairs do not differ; here it is an error. Directions in which no image varies are left out first.
     """
