@@ -43,7 +43,8 @@ def require_head(encoder: Encoder, model: ModelSpec, records: Records) -> None:
     Raises:
         ModelError: the images are too few for its reduction, or the backbone does not take its scales.
     """
-    with_scales_of(encoder, model)
+    if model.scales != headless(model).scales:
+        with_scales_of(encoder, model)
     if is_fitted(model):
         num_classes = 0 if records.positives is not None else records.num_classes
         require_enough(model.whiten, model.pca, encoder.width, num_images=len(records), num_classes=num_classes)
