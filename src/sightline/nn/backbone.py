@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import logging
 import socket
-import sys
 import urllib.parse
 import urllib.request
-import warnings
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models._manipulate import group_parameters
 from torch import nn
 
 from sightline.contracts import Tokens
 from sightline.errors import ModelError, nearest
+from sightline.nn.checkpoints import load_weights
+from sightline.nn.families import fix_positions
 from sightline.nn.multiscale import rescale
 from sightline.recipe import ModelSpec
 
 HUB_TIMEOUT_S = 3.0
-
-HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "mask_token", "attn_pool.", "pre_logits.")
-"""Weights that a published file may hold and a headless backbone has no place for: the one list that loading may leave out."""
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +135,9 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
     net = _create(spec, image_px, pretrained=weights == "hub")
     backbone = Backbone(net)
     if weights not in ("hub", "random"):
-        load_weights(net, Path(weights))
+        left_out = load_weights(net, Path(weights))
+        if left_out:
+            log.warning("%s: left out %s", weights, ", ".join(left_out))
     if spec.checkpoint_gradients:
         net.set_grad_checkpointing(True)
     backbone.freeze(spec.frozen)
@@ -154,13 +151,16 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"unknown backbone '{spec.backbone}'{nearest(spec.backbone, timm.list_models())}")
     arguments: dict[str, Any] = {"drop_path_rate": spec.drop_path} if spec.drop_path else {}
     arguments |= dict(spec.backbone_args)
+    fixed = arguments.get("pos_embed") == "sine2d"
+    if fixed:
+        arguments["pos_embed"] = "learn"  # the table's place, filled below
     optional: dict[str, Any] = {"img_size": image_px}
     if spec.scales != (1.0,):
         optional["dynamic_img_size"] = True  # a ViT then resamples its positions to each size; the pretrained grid stays as it was
     if pretrained and not hub_is_reachable():
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # answer from the hub's cache at once instead of retrying for a minute
     try:
-        return _timm_model(spec.backbone, pretrained, arguments, optional)
+        net = _timm_model(spec.backbone, pretrained, arguments, optional)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
@@ -170,6 +170,9 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         ) from error
     except (TypeError, AssertionError, ValueError) as error:
         raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
+    if fixed:
+        fix_positions(net)
+    return net
 
 
 def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any], optional: dict[str, Any]) -> Any:
@@ -199,44 +202,3 @@ def hub_is_reachable() -> bool:
             return True
     except OSError:
         return False
-
-
-def load_weights(net: nn.Module, source: Path) -> None:
-    """Load a ``.safetensors`` file, or the backbone of a model folder, into a timm network; positions are resampled to its image size.
-
-    Every weight of the network must be in the file; the file may hold more only under ``HEAD_PREFIXES``.
-
-    Raises:
-        ModelError: no such file, another format, or weights of another network.
-    """
-    if source.is_dir():
-        source = source / "model.safetensors"
-    if source.suffix != ".safetensors":
-        raise ModelError(
-            f"weights must be a .safetensors file or a model folder, got '{source}': other formats can run code when read; convert the file first"
-        )
-    try:
-        state = load_file(source)
-    except FileNotFoundError as error:
-        raise ModelError(f"no weights at '{source}': pass a .safetensors file, a model folder, 'hub' or 'random'") from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"'{source}' is not a readable safetensors file ({_first_line(error)})") from error
-    ours = {name.removeprefix("backbone.net."): value for name, value in state.items() if name.startswith("backbone.net.")}
-    state = ours or state
-    rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
-    if rename is not None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = rename(state, net)
-    try:
-        missing, unexpected = net.load_state_dict(state, strict=False)  # held to HEAD_PREFIXES just below
-    except RuntimeError as error:
-        raise ModelError(
-            f"'{source}' holds weights of another shape than this backbone: {_first_line(RuntimeError(str(error).partition(chr(10))[2]))}"
-        ) from error
-    strange = [name for name in unexpected if not name.startswith(HEAD_PREFIXES)]
-    if missing or strange:
-        raise ModelError(
-            f"'{source}' holds weights of another network: {len(missing)} missing (such as {missing[0] if missing else '-'}), "
-            f"{len(strange)} unknown (such as {strange[0] if strange else '-'})"
-        )
