@@ -6,8 +6,8 @@
 
 Rows are queries and gallery together; 18,872 is Market-1501 without its junk, 93,820 MSMT17. Each run is a process of its own, ours and
 the dense one in turn; the peak is all of its resident memory, the ranking and torch included. The dense form is written here as it is
-published, with matrices of all against all, and is measured up to --dense rows: the memory it needs grows with their square. It gives
-the numbers of the authors' Python code (tests/parity) and takes as long. The vectors come in classes of 20, with as much noise as signal
+published, with matrices of all against all, and is measured up to --dense rows: the memory it needs grows with their square. At 5,796
+rows it gives the numbers of the authors' Python code to 4e-7 and takes 0.7 of its time. The vectors come in classes of 20, with as much noise as signal
 and half as much again.
 """
 
