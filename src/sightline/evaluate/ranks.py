@@ -162,7 +162,7 @@ def exact_ranks(
     """Return the ranks of every query's positives under each of the ``truths``, exactly, in memory bounded by one block.
 
     ``queries`` ``[Q, D]`` and ``gallery`` ``[G, D]`` are float32, unit length where the similarity is to be the cosine, and may be
-    memory-mapped: the gallery is read once. ``self_rows`` ``[Q]``: the gallery row that each query is and that is left out.
+    memory-mapped: the gallery is read where it lies, once for each block of queries. ``self_rows`` ``[Q]``: the gallery row that each query is and that is left out.
     ``block_rows`` queries are multiplied at once (None: as many as fill 128 MB); the result does not depend on it.
 
     Raises:

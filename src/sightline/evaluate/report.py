@@ -217,7 +217,8 @@ def _add_queries(page: Page, view: _View) -> None:
     by_precision = answerable[np.lexsort((-first_rank(view.ranks)[answerable], view.average_precision[answerable]))]
     # Among perfect answers those with the most to find say more than those with a single positive.
     by_success = answerable[np.lexsort((-view.ranks.num_positives[answerable], -view.average_precision[answerable]))]
-    intro = f"Each query with its {NUM_SHOWN} closest answers and their similarity"
+    whose = "similarity" if view.measured.reranked is None else "similarity as the re-ranker has it"
+    intro = f"Each query with its {NUM_SHOWN} closest answers and their {whose}"
     intro += (
         "; at most one query of a class." if view.trial.labels is not None else f", in the setting {view.setting}." * bool(view.setting)
     )
