@@ -46,6 +46,7 @@ WITHOUT_TORCH = [
     "sightline.data.sets.places",
     "sightline.evaluate.metrics",
     "sightline.evaluate.measured",
+    "sightline.evaluate.probes",
     "sightline.evaluate.protocols",
     "sightline.evaluate.report",
     "sightline.evaluate.sweep_report",

@@ -25,6 +25,7 @@ COMMANDS = (
     training.train,
     training.sweep,
     measuring.evaluate,
+    measuring.probe,
     searching.embed,
     searching.index,
     searching.search,

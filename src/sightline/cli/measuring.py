@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -53,6 +53,38 @@ def evaluate(
     note(evaluation.bad_summary)
     if report is not None:
         note(f"report: {report / 'index.html'}")
+
+
+def probe(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    data: Annotated[list[Path], typer.Option(help="class folders or a manifest; repeat for the mean over several")],
+    kind: Annotated[Literal["knn", "linear", "fewshot", "all"], typer.Option(help="which classifiers to fit")] = "all",
+    seed: Annotated[int, typer.Option(help="divides data without splits, and draws the few shots")] = 0,
+    report: Annotated[Path | None, typer.Option(help="write metrics.json into this folder")] = None,
+    device: Device = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a frozen model by simple classifiers on its descriptors: k-NN, a linear probe, few-shot regression.
+
+    Example: sightline probe runs/mine --data flowers/ --data pets/
+    """
+    from sightline.workflows import transferring
+
+    found = transferring.transfer(
+        model,
+        data,
+        kinds=("knn", "linear", "fewshot") if kind == "all" else (kind,),
+        seed=seed,
+        report=report,
+        device=device,
+        precision=precision,
+    )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    note(found.bad_summary)
 
 
 def inspect(

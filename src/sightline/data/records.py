@@ -350,3 +350,42 @@ def hold_out_classes(records: Records, fraction: float, seed: int) -> tuple[Reco
     held_out = np.random.default_rng([seed, 0x5917]).permutation(eligible)[:num_held_out]
     is_held_out = np.isin(records.labels, held_out)
     return records.select(~is_held_out), records.select(is_held_out)
+
+
+def images_to_hold_out(records: Records, fraction: float, seed: int) -> BoolArray:
+    """Return which images to hold out of training, bool ``[M]``: about ``fraction`` of each class, by ``seed`` alone.
+
+    Of a class of two images or more at least one goes to each side; a single one stays in training.
+
+    Raises:
+        DataError: there are no labels, or no class has two images.
+    """
+    require_classes(records, 1)
+    counts = records.class_counts()
+    if counts.max() < 2:
+        raise DataError(f"no class of {records.root} has two images, so none can be held out: add images, or a test split")
+    num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
+    assert records.labels is not None
+    is_held_out: BoolArray = _turn_in_class(records.labels, seed) < num_held_out[records.labels]
+    return is_held_out
+
+
+def share_of_images(records: Records, share: float) -> Records:
+    """Return a random ``share`` of each class's images, at least one of each; a smaller share is a part of every larger one.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    require_classes(records, 1)
+    assert records.labels is not None
+    num_kept = np.ceil(share * records.class_counts() - 1e-9)  # 0.1 * 30 is a rounding above 3
+    return records.select(_turn_in_class(records.labels, 0) < num_kept[records.labels])
+
+
+def _turn_in_class(labels: IntArray, seed: int) -> IntArray:
+    """Return each row's place, from 0, in a random order of its class, int64 ``[M]``."""
+    order = np.lexsort((np.random.default_rng([seed, 0x51A2]).random(len(labels)), labels))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])[:-1]
+    turn = np.empty(len(labels), np.int64)
+    turn[order] = np.arange(len(labels)) - starts[labels[order]]
+    return turn
