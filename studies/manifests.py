@@ -2,8 +2,9 @@
 
     python studies/manifests.py sop-lists grocery/ metric_train.txt metric_test.txt     # lists in the format of SOP's Ebay_*.txt
     python studies/manifests.py alphabets omniglot/ --train 3                           # ALPHABET/CHARACTER/*.png, split by alphabet
+    python studies/manifests.py places vpr/ sped_test gardens_point                     # query/reference pairs of places, as gt.csv lists them
 
-Both print the manifest's path. Classes of the training and the test split are disjoint.
+Each prints the manifest's path. Classes of the training and the test split are disjoint.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import csv
 from pathlib import Path
 
-Row = tuple[str, str, str]
+Row = tuple[str, ...]
 
 
 def sop_lists(root: Path, train: str, test: str) -> tuple[Path, list[Row]]:
@@ -33,6 +34,21 @@ def alphabets(root: Path, num_train: int) -> tuple[Path, list[Row]]:
     return root / "alphabets.csv", [(str(file), str(file.parent), split_of[file.parts[0]]) for file in files]
 
 
+def places(root: Path, names: list[str]) -> tuple[Path, list[Row]]:
+    """Return rows (path, cluster, split, positive): a pair of ``gt.csv`` is a cluster and each the other's positive; the last fifth of each folder tests.
+
+    Neighbouring frames of a walk overlap: so the test places are one end of it, not every fifth.
+    """
+    rows: list[Row] = []
+    for name in names:
+        with (root / name / "gt.csv").open(encoding="utf-8", newline="") as stream:
+            pairs = [(f"{name}/{query}", f"{name}/{reference}") for query, reference in list(csv.reader(stream))[1:]]
+        for place, (query, reference) in enumerate(pairs):
+            split = "train" if 5 * place < 4 * len(pairs) else "test"
+            rows += [(query, f"{name} {place}", split, reference), (reference, f"{name} {place}", split, query)]
+    return root / "places.csv", rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -43,11 +59,19 @@ def main() -> None:
     letters = kinds.add_parser("alphabets")
     letters.add_argument("root", type=Path)
     letters.add_argument("--train", type=int, default=3, help="alphabets to train on")
+    pairs = kinds.add_parser("places")
+    pairs.add_argument("root", type=Path)
+    pairs.add_argument("names", nargs="+", help="folders of the root with query/, reference/ and gt.csv")
     asked = parser.parse_args()
-    target, rows = sop_lists(asked.root, asked.train, asked.test) if asked.kind == "sop-lists" else alphabets(asked.root, asked.train)
+    if asked.kind == "sop-lists":
+        target, rows = sop_lists(asked.root, asked.train, asked.test)
+    elif asked.kind == "alphabets":
+        target, rows = alphabets(asked.root, asked.train)
+    else:
+        target, rows = places(asked.root, asked.names)
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["path", "label", "split"])
+        writer.writerow(["path", "label", "split", "positive"][: len(rows[0])])
         writer.writerows(rows)
     print(target)
 
