@@ -27,6 +27,7 @@ SWEEPS = {
     "irt/objectives": "sightline.methods.irt:objectives",
     "irt/pooling": "sightline.methods.irt:poolings",
     "irt/margin-koleo": "sightline.methods.irt:margin_koleo",
+    "irt/tuples-koleo": "sightline.methods.irt:tuples_koleo",
 }
 
 METHODS = {

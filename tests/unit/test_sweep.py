@@ -82,6 +82,7 @@ def test_every_named_sweep_can_be_run_on_every_irt_recipe(name: str) -> None:
 def test_the_papers_tables() -> None:
     assert [variant.label for variant in sweeping.named_sweep("irt/ladder").variants] == ["IRT_O", "IRT_L", "IRT_R"]
     assert len(sweeping.named_sweep("irt/margin-koleo").variants) == 25
+    assert len(sweeping.named_sweep("irt/tuples-koleo").variants) == 6
     assert list(axes(sweeping.named_sweep("irt/objectives").variants)) == ["objective"]
 
 

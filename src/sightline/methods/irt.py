@@ -220,6 +220,11 @@ def margin_koleo() -> Sweep:
     return Sweep("irt/sop", grid({"koleo_weight": [0, 0.3, 0.5, 0.7, 1.0], "margin": [0.1, 0.3, 0.5, 0.7, 0.9]}))
 
 
+def tuples_koleo() -> Sweep:
+    """The paper's Table 6: the weight of KoLeo on tuples."""
+    return Sweep("irt/sfm120k-224", grid({"koleo_weight": [0, 1, 2, 3, 4, 5]}))
+
+
 def poolings() -> Sweep:
     """The paper's Table 9, without KoLeo, and R-MAC beside it."""
     return Sweep("irt/sop", grid({"koleo_weight": [0], "pooling": ["mean", "max", "gem", "cls", "rmac"]}))
