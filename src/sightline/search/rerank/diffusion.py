@@ -1,7 +1,7 @@
 """Diffusion: a query's similarity walks along the graph of mutual neighbours, and so reaches what is like what is like it.
 
-Source: Iscen, Tolias, Avrithis, Furon & Chum 2017, arXiv 1611.05113; the truncation to the candidates is its section 4.4, and the point
-of Yang, Hinami, Matsui, Ly & Satoh 2019, arXiv 1811.10907, who do it ahead of the queries.
+Source: Iscen, Tolias, Avrithis, Furon & Chum 2017, arXiv 1611.05113; it truncates to the candidates too, which is the point of
+Yang, Hinami, Matsui, Ly & Satoh 2019, arXiv 1811.10907, who do it ahead of the queries.
 """
 
 from __future__ import annotations

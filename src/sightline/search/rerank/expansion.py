@@ -20,7 +20,7 @@ class QueryExpansion(Refiner):
 
     ``q' = normalise(q + sum over i <= num of max(q . x_i, 0)^alpha x_i)``; the query itself weighs 1. ``alpha=0`` is the plain average.
 
-    Source: Radenovic, Tolias & Chum 2018, arXiv 1711.02512, section 3.4; the average: Chum et al. 2007.
+    Source: Radenovic, Tolias & Chum 2018, arXiv 1711.02512 (alpha-weighted query expansion); the average: Chum et al. 2007.
     """
 
     num: int = (
@@ -46,7 +46,7 @@ class DatabaseAugmentation(Refiner):
 
     In leave-one-out the queries are rows of the gallery, and are augmented with it.
 
-    Source: Arandjelovic & Zisserman 2012, section 5. Departs: neighbours weigh similarity^alpha as in alpha query expansion; Gordo et al.
+    Source: Arandjelovic & Zisserman 2012 (database-side feature augmentation). Departs: neighbours weigh similarity^alpha as in alpha query expansion; Gordo et al.
     2017, arXiv 1610.07940, let the weight fall with the rank.
     """
 

@@ -31,11 +31,11 @@ class KReciprocal(Reranker):
     The neighbourhoods are those of queries and gallery together, so the answer to a query depends on which others are asked with it.
 
     Departs: a neighbour's own set is taken over where *more than* two thirds of it are shared, as in the authors' code and so in every
-    published number; equation 5 has "at least".
+    published number; section 3.2 has "at least".
     """
 
     k1: int = 20  # size of a neighbourhood
-    k2: int = 6  # neighbours, itself among them, whose encodings are averaged (equation 11); 1 does not average
+    k2: int = 6  # neighbours, itself among them, whose encodings are averaged (section 3.4); 1 does not average
     weight: float = 0.3  # lambda
     power: Literal["d2", "d4"] = "d2"  # d4 squares the squared distance again: only to compare with code that does so by mistake
 
@@ -81,7 +81,7 @@ class KReciprocal(Reranker):
         return near, np.maximum(largest, NO_DISTANCE), to_candidates
 
     def _encode(self, vectors: FloatArray, near: IntArray, largest: FloatArray) -> SparseRows:
-        """Return the encoding of every row, whose values sum to 1: equations 5, 7 and 11."""
+        """Return the encoding of every row, whose values sum to 1: sections 3.2 to 3.4."""
         sets = expanded_sets(near[:, : self.k1 + 1], near[:, : round(self.k1 / 2) + 1])
         owner = sets.owners()
         weight = np.empty(len(owner), np.float32)
@@ -109,7 +109,7 @@ def torchreid() -> KReciprocal:
 
 
 def expanded_sets(near: IntArray, near_half: IntArray) -> SparseRows:
-    """Return each row's k-reciprocal neighbours and those that its neighbours bring along (equation 5), all with value 1.
+    """Return each row's k-reciprocal neighbours and those that its neighbours bring along (section 3.2), all with value 1.
 
     ``near`` ``[N, k1 + 1]`` and ``near_half`` ``[N, k1 / 2 + 1]`` are the closest rows, each row itself first.
     """
@@ -135,7 +135,7 @@ def expanded_sets(near: IntArray, near_half: IntArray) -> SparseRows:
 
 
 def averaged(encoding: SparseRows, near: IntArray) -> SparseRows:
-    """Return each row's mean over the rows ``near`` ``[N, k2]``: local query expansion, equation 11."""
+    """Return each row's mean over the rows ``near`` ``[N, k2]``: local query expansion, section 3.4."""
     num, k2 = near.shape
     lengths, columns, values = [], [], []
     for part in chunks(num, 1 + k2 * len(encoding.columns) // num):
@@ -153,7 +153,7 @@ def averaged(encoding: SparseRows, near: IntArray) -> SparseRows:
 
 
 def jaccard_distance(encoding: SparseRows, holders: SparseRows, row: int) -> FloatArray:
-    """Return the Jaccard distance (0 to 1) of one row to all, ``[N]``, ``holders`` being the encoding transposed: equation 10.
+    """Return the Jaccard distance (0 to 1) of one row to all, ``[N]``, ``holders`` being the encoding transposed: section 3.3.
 
     Rows sum to 1, so the sum of maxima is 2 less the sum of minima, and the minima are nonzero in shared columns alone.
     """

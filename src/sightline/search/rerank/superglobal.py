@@ -1,6 +1,6 @@
 """SuperGlobal's re-ranking: descriptors of a query's first candidates are refined by their neighbours there, and so is the query.
 
-Source: Shao, Chen, Karpur, Cui, Araujo & Cao 2023, arXiv 2308.06954, section 3.3 (the pooling of its other sections is no re-ranking).
+Source: Shao, Chen, Karpur, Cui, Araujo & Cao 2023, arXiv 2308.06954 (its re-ranking alone, not its pooling).
 """
 
 from __future__ import annotations
