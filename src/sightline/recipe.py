@@ -111,12 +111,13 @@ class DataSpec:
     query_size: int = 2_000  # tuples an epoch
     pool_size: int = 22_000  # images that an epoch's negatives are mined from
     validation: float = 0.1  # share of the training classes held out to select the model; 0 keeps the last weights
+    share: float = 1.0  # of each class's images, to learn from: a smaller share is a part of every larger one
     workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
 
     def __post_init__(self) -> None:
         _require(
-            self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1,
-            "classes_per_batch and images_per_class must be positive, validation in [0, 1)",
+            self.classes_per_batch > 0 and self.images_per_class > 0 and 0 <= self.validation < 1 and 0 < self.share <= 1,
+            "classes_per_batch and images_per_class must be positive, validation in [0, 1), share in (0, 1]",
         )
         _require(
             self.tuples_per_batch >= 0 and min(self.negatives, self.query_size, self.pool_size) > 0,

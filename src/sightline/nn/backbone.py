@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub.constants
 import timm
 import torch
+from timm.layers import HybridEmbed
 from timm.models._manipulate import group_parameters
 from torch import nn
 
@@ -23,6 +24,8 @@ from sightline.nn.multiscale import rescale
 from sightline.recipe import ModelSpec
 
 HUB_TIMEOUT_S = 3.0
+
+FAMILIES = {"VisionTransformer": "vit", "SwinTransformer": "swin", "ResNet": "resnet"}
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,13 @@ class Backbone(nn.Module):
     def has_norm_behind_pooling(self) -> bool:
         """Whether ``norm_pooled`` changes anything."""
         return not isinstance(getattr(self.net, "fc_norm", None), nn.Identity | None)
+
+    @property
+    def family(self) -> str:
+        """What kind of network it is: vit, hybrid (a ViT on the map of convolutions), swin, resnet, or its own class's name in small letters."""
+        kinds = " ".join(kind.__name__ for kind in type(self.net).__mro__)
+        found = next((family for name, family in FAMILIES.items() if name in kinds), type(self.net).__name__.lower())
+        return "hybrid" if found == "vit" and isinstance(getattr(self.net, "patch_embed", None), HybridEmbed) else found
 
     @property
     def multiple_px(self) -> int:

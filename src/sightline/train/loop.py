@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, cast
@@ -25,6 +25,7 @@ from sightline.nn.encoder import Encoder
 from sightline.progress import Bar, Meter
 from sightline.recipe import TrainSpec
 from sightline.train import checkpoint
+from sightline.train.compute import Compute
 from sightline.train.optim import build_optimizer, set_rate
 from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
@@ -64,11 +65,18 @@ class Progress:
     best: float = -math.inf
     best_step: int = -1
     epoch: int = -1  # the epoch that was last refreshed
+    compute: Compute = field(default_factory=Compute)
     stopped_by: str = field(default="", metadata={"transient": True})  # the signal that ended it early
 
-    def state(self) -> dict[str, float | int]:
+    def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
+        kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
+        return {**kept, "compute": asdict(self.compute)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Progress:
+        """Return the progress that ``state`` returned."""
+        return cls(**{**state, "compute": Compute(**state.get("compute", {}))})
 
 
 class Loop:
@@ -106,7 +114,7 @@ class Loop:
         self.net = distribute(method, device)
         self.dtype = runtime.autocast_dtype(spec.precision, device)
         self.signal = 0
-        self.grad_norm = self.rate = 0.0
+        self.grad_norm = self.rate = self.timed_until_s = 0.0
 
     def encoder(self) -> Encoder:
         """Return what is measured and saved: the averaged weights where the recipe keeps them, else the learner's."""
@@ -122,6 +130,7 @@ class Loop:
         stream: Iterator[Batch] | None = None
         bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
         meter = Meter()
+        self.timed_until_s = time.perf_counter()
         try:
             with self._signals(), bar:
                 while self.progress.step < self.spec.steps:
@@ -154,6 +163,11 @@ class Loop:
             log.write(self.progress.step + 1, {f"epoch/{name}": value for name, value in told.items()})  # what its first step stands on
         bar.say(f"epoch {self.progress.epoch}: {', '.join(f'{name} {value:.4g}' for name, value in told.items())}")
 
+    def _take_time(self) -> None:
+        now_s = time.perf_counter()
+        self.progress.compute.device_s += (now_s - self.timed_until_s) * self.ranks.world_size
+        self.timed_until_s = now_s
+
     # --- one step ---------------------------------------------------------------------------------------------------------------
 
     def _step(self, stream: Iterator[Batch], meter: Meter) -> dict[str, torch.Tensor]:
@@ -167,9 +181,12 @@ class Loop:
             asked_at = time.perf_counter()
             batch = next(stream).to(self.device)
             meter.waited_s += time.perf_counter() - asked_at
-            meter.num_images += len(batch) * self.ranks.world_size
+            num_images = len(batch) * self.ranks.world_size
+            meter.num_images += num_images
+            self.progress.compute.images += num_images
             with (
                 self._no_sync(part + 1 < spec.accumulate),
+                self.progress.compute.counting(self.ranks.world_size),
                 torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None),
             ):
                 total, terms = self.net(batch, step)
@@ -183,6 +200,7 @@ class Loop:
         if self.average is not None:
             self.average.update_parameters(self.method.encoder())
         self.progress.step += 1
+        self.progress.compute.add_step()
         return {**sums, "grad_norm": norm}
 
     def _no_sync(self, more_follow: bool) -> contextlib.AbstractContextManager[Any]:
@@ -206,11 +224,12 @@ class Loop:
     def _after_step(self, values: Mapping[str, torch.Tensor], meter: Meter, log: MetricsLog | None, bar: Bar) -> None:
         done, spec = self.progress.step, self.spec
         last = done == spec.steps
+        self._take_time()
         if done % spec.log_every == 0 or last:
             numbers = {name: float(value) for name, value in values.items()}
             rates = meter.read()
             if log is not None:
-                log.write(done, {**numbers, "lr": self.rate, **rates})
+                log.write(done, {**numbers, "lr": self.rate, **rates, **self.progress.compute.to_json()})
             note = f"loss {numbers['loss']:.4f}  {rates['images_per_s']:.1f} images/s  waiting {rates['data_wait']:.0%}  {rates['memory_mib']:.0f} MiB"
             bar.update(done, note)
         if self.validate is not None and (done % spec.validate_every == 0 or last):
@@ -233,6 +252,7 @@ class Loop:
         barrier()
 
     def _save(self) -> None:
+        self._take_time()
         if self.ranks.is_main:
             average = self.average.state_dict() if self.average is not None else {}
             checkpoint.save(
@@ -257,7 +277,7 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.of(state["progress"])
         if self.epochs is not None:
             self.epochs.restore(state["epochs"])
 

@@ -17,7 +17,7 @@ from sightline import __version__, catalog, runtime
 from sightline.contracts import Batch
 from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
-from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class
+from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class, share_of_images
 from sightline.data.samplers import PKSampler, Sampler
 from sightline.data.transforms import train_transform
 from sightline.errors import DataError, UsageError, explain_os_error
@@ -98,7 +98,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
             require_head(encoder, recipe.model, learning)
         method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=labels)
         if ranks.is_main:
-            _open_run(run, recipe, data, learning, validation, resume=resume)
+            _open_run(run, recipe, encoder.backbone.family, data, learning, validation, resume=resume)
         transform = train_transform(recipe.augment, recipe.image)
 
         def batches(first: int) -> Iterator[Batch]:
@@ -126,6 +126,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
+            _note_compute(run, recipe, progress)
             if not progress.stopped_by:
                 _finish_model(run, recipe, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
@@ -142,6 +143,8 @@ def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records,
     elif data.validation:
         learning, validation = hold_out_classes(learning, data.validation, 0)
     require_classes(learning, 2)
+    if data.share < 1:
+        learning = share_of_images(learning, data.share)
     if data.tuples_per_batch:
         return learning, validation
     require_per_class(learning, data.images_per_class)
@@ -184,7 +187,9 @@ def _validator(validation: Records, recipe: Recipe, bad_files: BadFiles) -> Vali
     return validate
 
 
-def _open_run(run: Path, recipe: Recipe, data: str | Path, learning: Records, validation: Records | None, *, resume: bool) -> None:
+def _open_run(
+    run: Path, recipe: Recipe, family: str, data: str | Path, learning: Records, validation: Records | None, *, resume: bool
+) -> None:
     kept = run / "recipe.json"
     if kept.exists() and not resume:
         raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
@@ -193,6 +198,7 @@ def _open_run(run: Path, recipe: Recipe, data: str | Path, learning: Records, va
     assert learning.labels is not None
     facts = {
         "recipe_hash": recipe_hash(recipe),
+        "family": family,
         "data": str(data),
         "images": len(learning),
         "training_classes": _present(learning),
@@ -207,6 +213,24 @@ def _open_run(run: Path, recipe: Recipe, data: str | Path, learning: Records, va
         model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise explain_os_error(error, f"writing the run folder '{run}'") from error
+
+
+def _note_compute(run: Path, recipe: Recipe, progress: Progress) -> None:
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    facts["compute"] = {**progress.compute.to_json(), "flops_before": _flops_of(Path(recipe.model.weights))}
+    try:
+        model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise explain_os_error(error, f"writing '{run / 'run.json'}'") from error
+
+
+def _flops_of(model: Path) -> int:
+    """Return what a run (or its model folder) took to train, with what the weights took that it started from; 0 where nothing tells."""
+    for facts in (model / "run.json", model.parent / "run.json"):
+        if facts.is_file():
+            compute = json.loads(facts.read_text(encoding="utf-8")).get("compute", {})
+            return int(compute.get("flops", 0) + compute.get("flops_before", 0))
+    return 0
 
 
 def _present(records: Records) -> list[str]:
