@@ -50,7 +50,7 @@ default_cfgs = generate_default_cfgs(  # the name is timm's: its registry reads 
 
 def vit_base_r50_s32_224(pretrained: bool = False, **given: Any) -> VisionTransformer:
     """ViT-B on stage 4 of a regular ResNet-50, the first of the paper's two hybrids: 49 tokens at 224 px. The second is timm's ``vit_base_r50_s16_224``."""
-    resnet = _resnet_below(REGULAR_R50)
+    resnet = resnet_below(REGULAR_R50)
     return _vit("vit_base_r50_s32_224", pretrained, {"embed_dim": 768, "depth": 12, "num_heads": 12}, given, resnet)
 
 
@@ -61,7 +61,7 @@ def vit_tiny_patch8_64(pretrained: bool = False, **given: Any) -> VisionTransfor
 
 def vit_tiny_r14_s16_64(pretrained: bool = False, **given: Any) -> VisionTransformer:
     """The first hybrid at the size of small images: nine blocks of ViT-Ti on stage 4 of a narrow ResNet, 16 tokens at 64 px."""
-    return _vit("vit_tiny_r14_s16_64", pretrained, TINY | {"depth": 9}, given, _without_pool(_resnet_below((1, 1, 1, 1), **HALF_WIDTH)))
+    return _vit("vit_tiny_r14_s16_64", pretrained, TINY | {"depth": 9}, given, _without_pool(resnet_below((1, 1, 1, 1), **HALF_WIDTH)))
 
 
 def vit_tiny_r14_s8_64(pretrained: bool = False, **given: Any) -> VisionTransformer:
@@ -69,7 +69,7 @@ def vit_tiny_r14_s8_64(pretrained: bool = False, **given: Any) -> VisionTransfor
 
     Nine blocks in place of twelve pay for the ResNet: within a tenth of the compute of ``vit_tiny_patch8_64``.
     """
-    return _vit("vit_tiny_r14_s8_64", pretrained, TINY | {"depth": 9}, given, _without_pool(_resnet_below((1, 1, 2), **HALF_WIDTH)))
+    return _vit("vit_tiny_r14_s8_64", pretrained, TINY | {"depth": 9}, given, _without_pool(resnet_below((1, 1, 2), **HALF_WIDTH)))
 
 
 def resnetv2_50half_bit_64(pretrained: bool = False, **given: Any) -> ResNetV2:
@@ -113,7 +113,7 @@ def _vit(
     return build_model_with_cfg(VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **(arguments | given))
 
 
-def _resnet_below(layers: tuple[int, ...], **widths: Any) -> ResNetV2:
+def resnet_below(layers: tuple[int, ...], **widths: Any) -> ResNetV2:
     """Return the ResNet of a hybrid as timm's own hybrids have it: norms behind the convolutions, padding as TensorFlow's."""
     convolution = partial(StdConv2dSame, eps=1e-8)
     return ResNetV2(layers, num_classes=0, global_pool="", preact=False, stem_type="same", conv_layer=convolution, **widths)
