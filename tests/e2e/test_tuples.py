@@ -93,6 +93,30 @@ def test_class_folders_give_pairs_of_a_class(places: Path, tmp_path: Path) -> No
     assert train(tmp_path / "photos", tmp_path / "run", "steps=1") == 0
 
 
+def in_splits(places: Path, first_of_val: int, name: str) -> Path:
+    """The manifest again, its places from a number on in the val split."""
+    header, *lines = places.read_text().splitlines()
+    written = [f"{line},{'val' if int(line[0]) >= first_of_val else 'train'}" for line in lines]
+    places.with_name(name).write_text("\n".join([f"{header},split", *written]) + "\n")
+    return places.with_name(name)
+
+
+def test_the_val_split_chooses_the_model_and_nothing_is_held_out(places: Path, tmp_path: Path) -> None:
+    assert train(in_splits(places, 6, "splits.csv"), tmp_path / "run", "steps=1") == 0
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["training_classes"] == ["0", "1", "2", "3", "4", "5"]
+    assert facts["validation_classes"] == ["6", "7", "8"]
+
+
+def test_a_val_split_in_which_nothing_can_be_found_is_one_line(places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = in_splits(places, 8, "single.csv").read_text().splitlines()
+    (places.parent / "single.csv").write_text(
+        "\n".join(line for line in lines if not line.startswith(("8-1", "8-2"))).replace("8-1.jpg", "")
+    )
+    assert train(places.parent / "single.csv", tmp_path / "run") == 2
+    assert "no class of the val split" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("setting", "wanted"),
     [

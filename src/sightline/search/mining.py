@@ -111,6 +111,8 @@ class MinedTuples:
         can_read = np.isfinite(vectors[:, 0])
         pairs, anchor_at = pairs[can_read[anchor_at]], anchor_at[can_read[anchor_at]]
         pool, pool_at = pool[can_read[pool_at]], pool_at[can_read[pool_at]]
+        if not len(pairs):
+            raise DataError(f"none of the {self.num_tuples} anchors of epoch {epoch} can be read: repair the files or leave them out")
         negatives = hardest_negatives(
             vectors[anchor_at],
             self.labels[pairs[:, 0]],
