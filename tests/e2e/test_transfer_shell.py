@@ -17,7 +17,7 @@ SETTINGS = [
     "rotate_deg=0", "log_every=1",
 ]  # fmt: skip
 TINY_VIT = ["backbone_args=patch_size=8,depth=1,embed_dim=16,num_heads=2"]
-TINY_RESNET = ["backbone=resnet10t", "backbone_args=none"]
+TINY_RESNET = ["backbone=resnet10t", "backbone_args=[]"]
 
 
 def paint(folder: Path, label: int, number: int) -> None:
@@ -67,3 +67,79 @@ def test_a_model_is_probed_on_two_data_sets(vit: Path, photos: Path, tmp_path: P
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| % | knn | classes | train | test |"
     assert re.fullmatch(r"\| mean \| \d+\.\d \[\d+\.\d, \d+\.\d\] \| \| \| \|", lines[-1])
+
+
+@pytest.fixture(scope="module")
+def runs(vit: Path, photos: Path) -> list[Path]:
+    """Two ViTs that differ by their seed, one of them on half of the data too, and a ResNet, each measured."""
+    folder = vit.parent
+    made = [
+        vit,
+        train(photos, folder / "vit-again", *TINY_VIT, "seed=1"),
+        train(photos, folder / "vit-half", *TINY_VIT, "share=0.5", "steps=2"),
+        train(photos, folder / "resnet", *TINY_RESNET, "steps=2"),
+    ]
+    for run in made:
+        assert main(["probe", str(run), "--data", str(photos), "--kind", "knn", "--report", str(run / "probe"), "--device", "cpu"]) == 0
+    return made
+
+
+def test_a_run_tells_what_it_cost(runs: list[Path]) -> None:
+    whole, half = (json.loads((run / "run.json").read_text()) for run in (runs[0], runs[2]))
+    assert (whole["family"], json.loads((runs[3] / "run.json").read_text())["family"]) == ("vit", "resnet")
+    assert whole["compute"]["images"] == 3 * 4
+    assert half["compute"]["flops"] * 3 == whole["compute"]["flops"] * 2 > 0  # two steps and three of the same network
+    assert 0 < half["images"] <= whole["images"] / 2 + 2  # rounded up in each of two classes
+    assert half["validation_classes"] == whole["validation_classes"]
+    assert 0 < whole["compute"]["device_hours"] < 1
+    last = json.loads((runs[0] / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["flops"] == whole["compute"]["flops"]
+
+
+def test_runs_are_compared_by_compute_and_data(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nothing").mkdir()
+    capsys.readouterr()
+    assert main(["compare", *map(str, runs), str(tmp_path / "nothing"), "--out", str(tmp_path / "page"), "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert f"left out: {tmp_path / 'nothing'}: no run is here" in captured.err
+    assert [(row["family"], row["runs"]) for row in told["variants"]] == [
+        ("vit", ["vit-half"]),
+        ("vit", ["vit", "vit-again"]),
+        ("resnet", ["resnet"]),
+    ]
+    measured = [json.loads((run / "probe" / "metrics.json").read_text())["metrics"]["knn"] for run in runs]
+    assert told["variants"][1]["mean"] == pytest.approx((measured[0] + measured[1]) / 2)
+    assert told["variants"][1]["deviation"] is not None
+    assert told["variants"][0]["images"] < told["variants"][1]["images"]
+    assert {**json.loads((tmp_path / "page" / "comparison.json").read_text()), "command": ""} == {**told, "command": ""}
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert main(["compare", str(runs[0]), "--metric", "kn", "--out", str(tmp_path / "page")]) == 2
+    assert "no run was measured by 'kn'; did you mean 'knn'?" in capsys.readouterr().err
+
+
+def test_what_weights_had_cost_is_added(runs: list[Path], photos: Path, tmp_path: Path) -> None:
+    tuned = train(photos, tmp_path / "tuned", *TINY_VIT, f"weights={runs[0] / 'model'}", "steps=1")
+    own = json.loads((runs[0] / "run.json").read_text())["compute"]["flops"]
+    compute = json.loads((tuned / "run.json").read_text())["compute"]
+    assert (compute["flops_before"], compute["flops"] * 3) == (own, own)
+
+
+def test_a_run_without_a_record_or_measures_is_left_out_with_what_to_do(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "recipe.json").write_text((runs[0] / "recipe.json").read_text())
+    facts = json.loads((runs[0] / "run.json").read_text())
+    (old / "run.json").write_text(json.dumps({name: value for name, value in facts.items() if name != "compute"}))
+    assert main(["compare", str(old), "--out", str(tmp_path / "page")]) == 2
+    assert "it has no record of its compute" in capsys.readouterr().err
+    (old / "run.json").write_text(json.dumps(facts))
+    assert main(["compare", str(old), "--out", str(tmp_path / "page")]) == 2
+    assert "it was not measured: sightline evaluate" in capsys.readouterr().err
+    (old / "run.json").write_text("{")
+    assert main(["compare", str(old), "--out", str(tmp_path / "page")]) == 2
+    assert "run.json' cannot be read" in capsys.readouterr().err

@@ -26,6 +26,7 @@ COMMANDS = (
     training.sweep,
     measuring.evaluate,
     measuring.probe,
+    measuring.compare,
     searching.embed,
     searching.index,
     searching.search,

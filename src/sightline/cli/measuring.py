@@ -87,6 +87,28 @@ def probe(
     note(found.bad_summary)
 
 
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="run folders that were measured (--report RUN/NAME), or a sweep's")],
+    out: Annotated[Path, typer.Option(help="folder for index.html and comparison.json")] = Path("comparison"),
+    metric: Annotated[list[str] | None, typer.Option(help="what to compare; may be repeated (default: what most runs have)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs by what they cost and by what they learnt from: a table and two figures, one curve a family of networks.
+
+    Example: sightline compare runs/* --metric knn --out comparison/
+    """
+    from sightline.workflows import comparing
+
+    found = comparing.compare(runs, out, metrics=metric or (), command=command_line())
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    for reason in found.left_out:
+        note(f"left out: {reason}")
+    note(f"page: {out / 'index.html'}")
+
+
 def inspect(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
     data: Annotated[Path, typer.Option(help="images to look at the model with")] = ...,  # type: ignore[assignment]
