@@ -92,11 +92,11 @@ def test_register_tokens_are_not_patches() -> None:
 
 
 def test_probabilities_take_bias_mask_and_scale() -> None:
-    queries, keys, bias = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(1, 2, 5, 5)
-    expected = torch.softmax(queries @ keys.mT * 0.3 + bias[0], dim=-1)
+    queries, keys, bias = torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 5)
+    expected = torch.softmax(queries @ keys.mT * 0.3 + bias, dim=-1)
     torch.testing.assert_close(probabilities(queries, keys, bias=bias, scale=0.3), expected)
     kept = torch.ones(5, 5, dtype=torch.bool).tril()
-    masked = probabilities(queries, keys, bias=kept[None, None])
+    masked = probabilities(queries, keys, bias=kept[None])
     assert masked.triu(1).abs().max() == 0
     torch.testing.assert_close(masked.sum(dim=-1), torch.ones(2, 5))
 

@@ -19,6 +19,7 @@ from sightline.errors import SightlineError
 from sightline.html import Page, Picture, Plot
 from sightline.lens import draw
 from sightline.lens.inspect import inspect
+from sightline.lens.network import FILES
 from sightline.lens.sheet import contact_sheet
 from sightline.lens.view import Inspected, pairs_of, short_names, varied
 from sightline.nn.encoder import Encoder
@@ -66,7 +67,9 @@ def look(records: Records, out: Path, *models: Inspected) -> tuple[dict[str, Any
 def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
     records = read_records(photos)
     numbers, page = look(records, tmp_path / "out", inspected(encoder, records))
-    for heading in ("Descriptor health", "Shape", "Gradients", "Attention", "Nearest neighbours", "Hard negatives", "Near-duplicates"):
+    of_descriptors = ("Descriptor health", "Shape", "Gradients", "Nearest neighbours", "Hard negatives", "Near-duplicates")
+    of_layers = ("First-layer filters", "Position embeddings", "Attention distance", "Attention", "Token norms", "Likeness of layers")
+    for heading in of_descriptors + of_layers:
         assert f">{heading}</h2>" in page
     assert "<mine>" not in page
     assert "<red>" not in page
@@ -89,7 +92,33 @@ def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: P
     for pair in numbers["hard_negatives"]:
         assert len({int(records.labels[records.paths.index(path)]) for path in pair["paths"]}) == 2
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert files == ["duplicates.png", "hard_negatives.png", "index.html", "numbers.json"]
+    assert files == sorted((*FILES, "duplicates.png", "hard_negatives.png", "index.html", "numbers.json"))
+    assert "None to show" not in page
+
+
+def test_what_the_layers_show_is_in_the_numbers(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
+    records = read_records(photos)
+    numbers, _ = look(records, tmp_path, inspected(encoder, records), inspected(make("resnet10t"), records, "resnet"))
+    assert len(numbers["filters"]["shares"]) == 28
+    assert numbers["positions"]["grid"] == [4, 4]
+    assert set(numbers["positions"]["similarity"]) == {"beside", "same_row", "same_column", "elsewhere"}
+    reach = numbers["attention_distance"]
+    assert [len(heads) for heads in reach["heads_px"]] == [2, 2]
+    assert reach["images"] == 12
+    assert all(0 < distance < 32 * 2**0.5 for heads in reach["heads_px"] for distance in heads)
+    norms = numbers["token_norms"]
+    assert norms["median"] <= norms["largest"]
+    assert 0 <= norms["share_far_out"] < 0.25
+    assert len(norms["prefix"]) == 1
+    assert numbers["cka"]["layers"] == ["blocks.0", "blocks.1"]
+    assert [numbers["cka"]["alike"][at][at] for at in (0, 1)] == [1, 1]
+    other = numbers["beside"][0]
+    assert other["positions"] is None
+    assert other["attention_distance"] is None
+    assert other["filters"] is not None
+    crossed = other["cka_with_first"]
+    assert crossed["layers"] == other["cka"]["layers"]
+    assert np.array(crossed["alike"], float).shape == (2, 5)
 
 
 def test_models_stand_beside_each_other(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
@@ -225,6 +254,22 @@ def test_heat_is_light_where_attention_is_high() -> None:
     assert drawn[60, 60] > drawn[4, 4] + 60
     even = draw.overlay(Image.new("RGB", (8, 8), "grey"), np.full((2, 2), 0.3, np.float32))
     assert len(even.getcolors() or []) == 1
+
+
+def test_a_filter_is_grey_where_it_does_nothing() -> None:
+    component = np.zeros((3, 4, 4), np.float32)
+    component[0, 0, 0], component[2, 3, 3] = 2, -1
+    pixels = np.asarray(draw.filter_picture(component, side_px=8))
+    assert pixels[0, 0].tolist() == [255, 128, 128]
+    assert pixels[7, 7].tolist() == [128, 128, 64]
+    assert len(draw.filter_picture(np.zeros((3, 4, 4), np.float32)).getcolors() or []) == 1
+
+
+def test_a_large_grid_of_positions_shows_every_few_patches() -> None:
+    similarity = np.random.default_rng(0).uniform(-1, 1, (30, 20, 30, 20)).astype(np.float32)
+    pixels = draw.position_maps(similarity).axes[0].images[0].get_array()
+    assert max(pixels.shape) <= draw.MOSAIC_PX
+    assert np.isclose(float(pixels[0, 0]), similarity[1, 1, 0, 0])
 
 
 def test_class_colours_differ() -> None:

@@ -57,20 +57,14 @@ def attention(encoder: Encoder, image: torch.Tensor) -> Attention:
     Source: Caron et al. 2021, arXiv 2104.14294, section 4.2.2 (class-token attention of the last block); rollout: Abnar and
         Zuidema 2020, arXiv 2005.00928, section 3 (heads averaged, half of each block's flow from its residual connection).
     """
-    name = encoder.model.backbone
-    was_training = encoder.training
-    watch = _Watch(name)
-    encoder.eval()
-    try:
-        with _fused(encoder), watch:
-            tokens = encoder.tokens(image[None].to(encoder.device))
-    finally:
-        encoder.train(was_training)
+    flow = _Flow(encoder.model.backbone)
+    with watching(encoder, flow.see):
+        tokens = encoder.tokens(image[None].to(encoder.device))
     num_prefix, num_patches = tokens.prefix.shape[1], tokens.patches.shape[1]
-    blocks = getattr(encoder.backbone.net, "blocks", None)
-    num_blocks = len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else watch.num_blocks
-    if watch.last is None or watch.rolled is None or watch.num_blocks != num_blocks or watch.last.shape[-1] != num_prefix + num_patches:
-        raise no_attention(name)
+    if flow.last is None or flow.rolled is None or flow.num_blocks != num_blocks(encoder, flow.num_blocks):
+        raise no_attention(encoder.model.backbone)
+    if flow.last.shape[-1] != num_prefix + num_patches:
+        raise no_attention(encoder.model.backbone)
 
     def asked(weights: torch.Tensor) -> torch.Tensor:
         """[..., tokens, tokens] -> [..., rows, columns]: the mean of the asking tokens' rows, the patches' columns."""
@@ -78,7 +72,7 @@ def attention(encoder: Encoder, image: torch.Tensor) -> Attention:
         row = weights[..., rows, :].mean(dim=-2)
         return row[..., num_prefix:].reshape(*row.shape[:-1], *tokens.grid).float().cpu()
 
-    return Attention(asked(watch.last), asked(watch.rolled))
+    return Attention(asked(flow.last), asked(flow.rolled))
 
 
 def no_attention(backbone: str) -> ModelError:
@@ -88,49 +82,97 @@ def no_attention(backbone: str) -> ModelError:
     )
 
 
-class _Watch(TorchFunctionMode):
-    """Sees every call of the fused attention kernel; keeps the last block's probabilities and the product over the blocks."""
+class _Flow:
+    """Keeps the last block's probabilities of one image, and the product over the blocks."""
 
     def __init__(self, backbone: str) -> None:
-        super().__init__()
         self.backbone = backbone
         self.last: torch.Tensor | None = None  # [heads, tokens, tokens]
         self.rolled: torch.Tensor | None = None  # [tokens, tokens]
         self.num_blocks = 0
 
+    def see(self, call: AttentionCall) -> None:
+        others = call.num_queries if self.last is None else self.last.shape[-1]
+        if not call.is_square or len(call.queries) != 1 or others != call.num_queries:
+            raise no_attention(self.backbone)  # windows, pooled keys, or a class token alone that asks
+        self.last = probabilities(call.queries, call.keys, bias=call.bias, scale=call.scale)[0]
+        flow = residual_flow(self.last)
+        self.rolled = flow if self.rolled is None else flow @ self.rolled
+        self.num_blocks += 1
+
+
+def residual_flow(weights: torch.Tensor) -> torch.Tensor:
+    """Return the share ``[tokens, tokens]`` of each input in each output of a block, for attention ``[heads, tokens, tokens]``; rows sum to 1."""
+    return (weights.mean(dim=0) + torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)) / 2
+
+
+# --- the calls of the fused kernel ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What one attention layer hands to the fused kernel: ``queries`` and ``keys`` ``[B, heads, tokens, width]``, ``bias``, ``scale``."""
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    bias: torch.Tensor | None
+    scale: float | None
+
+    @property
+    def num_queries(self) -> int:
+        """How many tokens ask."""
+        return self.queries.shape[-2]
+
+    @property
+    def is_square(self) -> bool:
+        """Whether the tokens that ask are as many as those that are asked."""
+        return self.queries.ndim == 4 and self.queries.shape == self.keys.shape
+
+
+@contextmanager
+def watching(encoder: Encoder, see: Callable[[AttentionCall], None]) -> Iterator[None]:
+    """Show ``see`` every attention layer's call, in order, of an encoder that is in evaluation mode for as long; then it is as it was."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with _fused(encoder), _Watch(see):
+            yield
+    finally:
+        encoder.train(was_training)
+
+
+def num_blocks(encoder: Encoder, otherwise: int) -> int:
+    """Return how many blocks the backbone has, each with one attention layer; ``otherwise`` where it has no list of them."""
+    blocks = getattr(encoder.backbone.net, "blocks", None)
+    return len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else otherwise
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, see: Callable[[AttentionCall], None]) -> None:
+        super().__init__()
+        self.see = see
+
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             bias = args[3] if len(args) > 3 else kwargs.get("attn_mask")
-            self._see(args[0], args[1], bias, kwargs.get("scale"))
+            self.see(AttentionCall(args[0], args[1], bias, kwargs.get("scale")))
         return function(*args, **kwargs)
-
-    def _see(self, queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, scale: float | None) -> None:
-        others = queries.shape[-2] if self.last is None else self.last.shape[-1]
-        if queries.shape != keys.shape or queries.ndim != 4 or len(queries) != 1 or others != queries.shape[-2]:
-            raise no_attention(self.backbone)  # windows, pooled keys, or a class token alone that asks
-        weights = probabilities(queries[0], keys[0], bias=bias, scale=scale)
-        num_tokens = weights.shape[-1]
-        flow = (weights.mean(dim=0) + torch.eye(num_tokens, dtype=weights.dtype, device=weights.device)) / 2
-        self.last = weights
-        self.rolled = flow if self.rolled is None else flow @ self.rolled
-        self.num_blocks += 1
 
 
 def probabilities(
     queries: torch.Tensor, keys: torch.Tensor, *, bias: torch.Tensor | None = None, scale: float | None = None
 ) -> torch.Tensor:
-    """Return softmax(queries keys^T scale + bias) ``[heads, tokens, tokens]`` of ``[heads, tokens, width]``, in float32 or better.
+    """Return softmax(queries keys^T scale + bias) ``[..., tokens, tokens]`` of ``[..., tokens, width]``, in float32 or better.
 
-    ``scale`` is width^-0.5 where not given. The bias, of one image, is added; of a boolean one what is False gets no attention.
+    ``scale`` is width^-0.5 where not given. The bias, which broadcasts, is added; of a boolean one what is False gets no attention.
     """
     exact = torch.promote_types(queries.dtype, torch.float32)
-    queries, keys = queries.to(exact), keys.to(exact)
-    logits = queries @ keys.mT * (queries.shape[-1] ** -0.5 if scale is None else scale)
+    logits = (queries.to(exact) * (queries.shape[-1] ** -0.5 if scale is None else scale)) @ keys.to(exact).mT
     if bias is not None and bias.dtype == torch.bool:
-        logits = logits.masked_fill(~bias.reshape(bias.shape[-3:]), -torch.inf)
+        logits.masked_fill_(~bias, -torch.inf)
     elif bias is not None:
-        logits = logits + bias.reshape(bias.shape[-3:])
+        logits += bias
     return logits.softmax(dim=-1)
 
 

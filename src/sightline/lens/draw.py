@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NUM_COLOURS = 20
 LEGEND_LINE_INCHES = 0.2
+MAX_MAPS, MOSAIC_PX = 14, 700
 _HEAT = ((0.0, (20, 20, 60)), (0.35, (120, 28, 109)), (0.65, (237, 105, 37)), (1.0, (252, 240, 140)))
 """Dark to light in even steps of lightness, so that it reads in grey too."""
 
@@ -50,6 +51,13 @@ def class_colours(num: int) -> list[str]:
     """Return ``num`` colours (``#rrggbb``) that tell classes apart: the hues evenly spaced, lighter and darker by turns."""
     rgb = [colorsys.hls_to_rgb(index / num, 0.42 if index % 2 else 0.62, 0.72) for index in range(num)]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in one) for one in rgb]
+
+
+def filter_picture(component: FloatArray, *, side_px: int = 96) -> Image.Image:
+    """Return a filter ``[3, h, w]`` as colours, stretched so that 0 is grey and its largest entry is at the end of the scale."""
+    most = float(np.abs(component).max())
+    level = 0.5 + 0.5 * component / most if most > 0 else np.full_like(component, 0.5)
+    return Image.fromarray((255 * level.transpose(1, 2, 0)).round().astype(np.uint8)).resize((side_px, side_px), Image.Resampling.NEAREST)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------------------
@@ -106,6 +114,71 @@ def alignment_plane(places: Mapping[str, tuple[float, float]]) -> Figure:
         axes.plot([uniformity], [alignment], color=colour, marker=marker, markersize=9, linestyle="none", label=f" {name}")
     axes.margins(0.25)
     _legend_above(axes)
+    return figure
+
+
+def distance_dots(distances_px: Sequence[Float64Array], even_px: Sequence[float]) -> Figure:
+    """Return the mean attention distance of each head as a dot over its layer, and as a line that of attention spread evenly.
+
+    Source: Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7 (right).
+    """
+    figure, axes = plot_axes("layer", "mean attention distance (px)")
+    layers = np.arange(1, len(distances_px) + 1)
+    axes.plot(layers, even_px, color=INK, linewidth=1, linestyle=":", alpha=0.6)
+    for layer, heads in zip(layers, distances_px, strict=True):
+        axes.plot(np.full(len(heads), layer), heads, color=SERIES[0], marker="o", markersize=5, linestyle="none", alpha=0.75)
+    axes.set_ylim(0, 1.08 * max(*even_px, *(float(heads.max()) for heads in distances_px)))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def norm_histogram(norms: FloatArray, least: float) -> Figure:
+    """Return how many tokens have each norm, on a logarithmic scale, and the line above which they are far out."""
+    figure, axes = plot_axes("norm", "tokens")
+    counts, edges = np.histogram(norms, 60)
+    axes.stairs(counts, edges, fill=True, alpha=0.4, color=SERIES[0])
+    axes.axvline(least, color=SERIES[1], linewidth=1.5, linestyle="--")
+    axes.set_yscale("log")
+    axes.set_ylim(0.7, 2 * max(1, int(counts.max())))
+    return figure
+
+
+def layer_grid(alike: Float64Array, *, of_itself: bool) -> Figure:
+    """Return how alike the layers of a model and its own or another's are, ``[L, L']``, as a grid with a scale; NaN stays empty."""
+    figure, axes = plot_axes("layer" if of_itself else "layer of the other", "layer")
+    shown = axes.imshow(alike, origin="lower", vmin=0.0, vmax=1.0, cmap="magma", interpolation="nearest", extent=_from_one(alike.shape))
+    axes.grid(visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    figure.colorbar(shown, ax=axes, label="CKA", fraction=0.05)
+    return figure
+
+
+def _from_one(shape: tuple[int, ...]) -> tuple[float, float, float, float]:
+    return 0.5, shape[1] + 0.5, 0.5, shape[0] + 0.5
+
+
+def position_maps(similarity: FloatArray) -> Figure:
+    """Return, for each patch in its place, the map of its position's similarity ``[rows, columns, rows, columns]`` to all, with a scale.
+
+    Of a grid beyond ``MAX_MAPS`` a side only every second, third, ... patch has its map.
+    """
+    figure, axes = plot_axes("column of the patch", "row of the patch")
+    step = -(-max(similarity.shape[:2]) // MAX_MAPS)
+    maps = similarity[step // 2 :: step, step // 2 :: step]
+    rows, columns, height, width = maps.shape
+    tiled = np.full((rows, height + 1, columns, width + 1), np.nan, np.float32)  # what is between them stays empty
+    tiled[:, :height, :, :width] = maps.transpose(0, 2, 1, 3)
+    tiled = tiled.reshape(rows * (height + 1), columns * (width + 1))
+    scale = max(1, MOSAIC_PX // max(tiled.shape))
+    pixels = np.kron(tiled, np.ones((scale, scale), np.float32))
+    low = float(np.floor(10 * maps.min()) / 10)
+    shown = axes.imshow(pixels, vmin=low, vmax=1.0, cmap="viridis", interpolation="none", extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
+    axes.grid(visible=False)
+    axes.set_xticks([1, columns], ["1", str(similarity.shape[1])])
+    axes.set_yticks([1, rows], ["1", str(similarity.shape[0])])
+    figure.colorbar(shown, ax=axes, label="cosine", fraction=0.05)
+    figure.set_size_inches(PLOT_INCHES[0], 0.82 * PLOT_INCHES[0])  # square, with room for the scale
     return figure
 
 

@@ -13,30 +13,20 @@ import numpy as np
 from PIL import Image
 
 from sightline.contracts import FloatArray, IntArray, Ranking
-from sightline.data.images import BadImage
-from sightline.data.loading import open_image
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
-from sightline.data.transforms import eval_transform
-from sightline.errors import ModelError, explain_os_error
+from sightline.errors import explain_os_error
 from sightline.html import Number, Page, Picture, Plot
 from sightline.lens import draw, embedding
-from sightline.lens.attention import asking_tokens, attention
+from sightline.lens.network import FILES, Sheets, add_network
 from sightline.lens.sheet import contact_sheet
 from sightline.lens.view import MAX_OF_CLASSES, Inspected, Thumbnail, View, pairs_of, rounded, short_names, varied
-from sightline.nn.encoder import Encoder
 from sightline.nn.model_folder import write_text
 from sightline.search.neighbours import nearest_of_other_class
 
 MAX_DOTS = 10_000
-NUM_PAIRS, NUM_HEADS, NUM_NAMED = 24, 12, 500
+NUM_PAIRS, NUM_NAMED = 24, 500
 DUPLICATE_SIMILARITY = 0.95
-ASKERS = {
-    (): "the patches look, on average,",
-    (0,): "the class token looks",
-    (1,): "the distillation token looks",
-    (0, 1): "the class and the distillation token look, on average,",
-}
 CARDS = ("effective_rank", "mean_similarity", "uniformity", "alignment", "pair_auc", "hubness")
 
 
@@ -51,7 +41,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Write ``index.html`` and ``numbers.json`` about a model into the folder ``out`` and return the numbers.
 
-    The pairs on the page are in ``hard_negatives.png`` and ``duplicates.png`` too, where there are any.
+    What the page shows of layers and of pairs is in PNG files beside it too (``FILES`` of ``lens.network``, ``hard_negatives.png``,
+    ``duplicates.png``), where there is any.
 
     Args:
         models: the model, and after it those whose curves and numbers stand beside its own; all of the same images.
@@ -74,8 +65,8 @@ def inspect(
     _add_health(page, views)
     histograms = _add_shape(page, views)
     _add_gradients(page, views)
-    has_attention = _add_attention(page, views, models[0].encoder)
-    _add_neighbours(page, view)
+    of_layers, sheets = add_network(page, views)
+    _add_neighbours(page, views)
     num_mistakable, hard_negatives = _add_hard_negatives(page, view)
     num_duplicates, duplicates = _add_duplicates(page, view)
     if bad_files:
@@ -84,7 +75,8 @@ def inspect(
     _add_method(page, view, command)
     numbers = {
         **view.numbers(),
-        "beside": [other.numbers() for other in views[1:]],
+        **of_layers[0],
+        "beside": [other.numbers() | others for other, others in zip(views[1:], of_layers[1:], strict=True)],
         "images": len(view.vectors),
         "classes": records.num_classes or None,
         "bad_files": len(bad_files),
@@ -94,12 +86,15 @@ def inspect(
         "near_duplicates": num_duplicates,
         "duplicates": _listed(view, duplicates),
         "searched": len(view.searched),
-        "attention": has_attention,
         "command": command,
     }
     page.write(out / "index.html")
-    _write_sheet(out / "hard_negatives.png", f"Closest pairs of different classes, as {models[0].name} sees them", hard_negatives)
-    _write_sheet(out / "duplicates.png", f"Near-duplicates, as {models[0].name} sees them", duplicates)
+    if hard_negatives:
+        title = f"Closest pairs of different classes, as {models[0].name} sees them"
+        sheets["hard_negatives.png"] = contact_sheet(title, [pair.pictures for pair in hard_negatives])
+    if duplicates:
+        sheets["duplicates.png"] = contact_sheet(f"Near-duplicates, as {models[0].name} sees them", [pair.pictures for pair in duplicates])
+    _write_sheets(out, sheets)
     try:
         write_text(out / "numbers.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
@@ -120,14 +115,19 @@ def _listed(view: View, pairs: Sequence[_Pair]) -> list[dict[str, Any]]:
     return [{"paths": [view.path(place) for place in pair.places], "similarity": round(pair.similarity, 6)} for pair in pairs]
 
 
-def _write_sheet(file: Path, title: str, pairs: Sequence[_Pair]) -> None:
-    try:
-        if pairs:
-            contact_sheet(title, [pair.pictures for pair in pairs]).save(file)
-        else:
-            file.unlink(missing_ok=True)  # that of an earlier inspection
-    except OSError as error:
-        raise explain_os_error(error, f"writing '{file}'") from error
+def _write_sheets(out: Path, sheets: Sheets) -> None:
+    """Write the pictures into the folder, and take away those of an earlier inspection that this one does not have."""
+    for name in (*FILES, "hard_negatives.png", "duplicates.png"):
+        file, sheet = out / name, sheets.get(name)
+        try:
+            if sheet is None:
+                file.unlink(missing_ok=True)
+            elif isinstance(sheet, Image.Image):
+                sheet.save(file)
+            else:
+                sheet.savefig(file, dpi=150, facecolor="white", bbox_inches="tight")
+        except OSError as error:
+            raise explain_os_error(error, f"writing '{file}'") from error
 
 
 def _header(views: Sequence[View]) -> list[tuple[str, str]]:
@@ -264,35 +264,10 @@ def _add_gradients(page: Page, views: Sequence[View]) -> None:
     )
 
 
-def _add_attention(page: Page, views: Sequence[View], encoder: Encoder) -> bool:
+def _add_neighbours(page: Page, views: Sequence[View]) -> None:
     view = views[0]
     whose = f"This and all that follows is {view.label}'s alone. " if len(views) > 1 else ""
-    asks = ASKERS[asking_tokens(encoder)]
-    page.section(
-        "Attention",
-        f"{whose}Where {asks} in the last block, and attention rolled out over all blocks. Each map is stretched from its least to its most "
-        "attended patch.",
-    )
-    transform = eval_transform(encoder.image)
-    for place in (int(view.searched[example]) for example in view.examples()):
-        try:
-            pixels = transform.pixels(open_image(view.records, int(view.rows[place]), transform.short_px), 0)
-            seen = attention(encoder, transform.normalise(pixels[None])[0])
-        except BadImage:
-            continue  # it has gone since it was embedded
-        except ModelError as error:
-            page.text(f"None to show: {error}.")
-            return False
-        image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        maps = [("all heads", seen.mean), ("rollout", seen.rollout)]
-        maps += [(f"head {number}", heat) for number, heat in enumerate(seen.heads[:NUM_HEADS], 1)]
-        pictures = [Picture(draw.overlay(image, heat.numpy()), name) for name, heat in maps]
-        page.picture_strip(pictures, lead=Picture(image, view.name(place), "as the model sees it"))
-    return True
-
-
-def _add_neighbours(page: Page, view: View) -> None:
-    page.section("Nearest neighbours", "What the model finds most like an image, closest first, with their similarity.")
+    page.section("Nearest neighbours", f"{whose}What the model finds most like an image, closest first, with their similarity.")
     for example in view.examples():
         query = int(view.searched[example])
         answers = [

@@ -1,4 +1,4 @@
-"""Contact sheets: pairs of pictures with their captions in one image, to send to somebody."""
+"""Contact sheets: pictures in one image, pairs with their captions, to send to somebody."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ def contact_sheet(title: str, pairs: Sequence[tuple[Picture, Picture]]) -> Image
         for side, picture in enumerate(pair):
             left = GAP_PX + column * (pair_px[0] + 2 * GAP_PX) + side * (pair_px[0] - SIDE_PX)
             _paste(sheet, pen, picture, left, top)
+    return sheet
+
+
+def mosaic(rows: Sequence[Sequence[Image.Image]], *, side_px: int = SIDE_PX) -> Image.Image:
+    """Return pictures in rows of squares, each picture's middle where it is not square; rows may differ in length."""
+    step_px = side_px + GAP_PX // 2
+    sheet = Image.new("RGB", (step_px * max(map(len, rows)), step_px * len(rows)), "white")
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(ImageOps.fit(picture.convert("RGB"), (side_px, side_px)), (column * step_px, row * step_px))
     return sheet
 
 

@@ -46,6 +46,7 @@ class View:
 
     def __init__(self, model: Inspected, label: str, records: Records, thumbnail: Thumbnail) -> None:
         self.label, self.records, self.thumbnail = label, records, thumbnail
+        self.encoder = model.encoder
         self.vectors, self.rows = model.descriptors.vectors, model.descriptors.rows
         self.labels = None if records.labels is None else records.labels[self.rows]
         self.facts = model_facts(model)
@@ -107,8 +108,12 @@ class View:
         spread = np.linspace(0, len(self.searched) - 1, min(NUM_EXAMPLES, len(self.searched)))
         return [round(float(place)) for place in spread]
 
+    def example_places(self) -> list[int]:
+        """Return the rows of ``vectors`` of the examples."""
+        return [int(self.searched[example]) for example in self.examples()]
 
-def rounded(values: embedding.Float64Array) -> list[float]:
+
+def rounded(values: embedding.Float64Array | FloatArray) -> list[float]:
     """Return the values with six digits, which is more than a figure shows."""
     return [float(f"{value:.6g}") for value in values.tolist()]
 
