@@ -111,17 +111,19 @@ def compare(
 
 def inspect(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
-    data: Annotated[Path, typer.Option(help="images to look at the model with")] = ...,  # type: ignore[assignment]
+    data: Annotated[
+        Path, typer.Option("--images", "--data", help="a folder of images or a manifest; labels, where there are any, are used")
+    ] = ...,  # type: ignore[assignment]
     beside: Annotated[list[str] | None, typer.Option(help="another model, drawn beside it on the same images; repeat for more")] = None,
-    out: Annotated[Path, typer.Option(help="folder for index.html, numbers.json and contact sheets")] = Path("inspection"),
+    out: Annotated[Path, typer.Option(help="folder for index.html, numbers.json and pictures")] = Path("inspection"),
     dataset: Dataset = "auto",
     verify: Verify = True,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Look inside a model, or at several side by side: descriptors, gradients, attention, mistakes, as one page.
+    """Look inside a model, or at several side by side: filters, positions, attention, layers, descriptors, mistakes, as one page.
 
-    Example: sightline inspect runs/mine --beside timm:deit_small_patch16_224 --data photos/ --out inspection/
+    Example: sightline inspect runs/mine --beside timm:deit_small_patch16_224 --images photos/ --out inspection/
     """
     from sightline.workflows import looking
 
