@@ -99,7 +99,7 @@ def main() -> None:
     over.add_argument("folder", type=Path)
     over.add_argument("--metric", nargs="+", default=["recall@1", "map@r"])
     beside = kinds.add_parser("energy")
-    beside.add_argument("model", nargs="+", help="NAME=MODEL")
+    beside.add_argument("model", nargs="+", help="NAME=MODEL; the name has no =")
     beside.add_argument("--data", type=Path, required=True)
     beside.add_argument("--split", default="")
     for kind in (over, beside):
