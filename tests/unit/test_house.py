@@ -55,10 +55,12 @@ WITHOUT_TORCH = [
     "sightline.index.local",
     "sightline.search.rerank",
     "sightline.search.rerank.kreciprocal",
+    "sightline.lens.cka",
     "sightline.lens.draw",
     "sightline.lens.embedding",
     "sightline.lens.gradients",
     "sightline.lens.sheet",
+    "sightline.lens.tokens",
 ]
 
 
