@@ -124,20 +124,23 @@ def _figure(
             label=family,
         )
     plane.set_xscale("log")
-    values = [x(point) for point in found]
-    if values and max(values) < 10 * min(values):  # less than a decade has no labelled tick of its own
-        plane.set_xticks(sorted(set(values))[:: max(1, len(set(values)) // 4)])
-        plane.xaxis.set_minor_locator(_no_ticks())
+    plane.set_xticks(_ticks([x(point) for point in found]))
     plane.xaxis.set_major_formatter(lambda value, _: _short(value))
-    plane.xaxis.set_minor_formatter(lambda value, _: "")
-    plane.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, labelcolor=INK)
+    plane.minorticks_off()
+    if found:
+        plane.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, labelcolor=INK)
     return drawn
 
 
-def _no_ticks() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Return places to label on a logarithmic axis: 1, 2 and 5 by powers of ten, over three decades the powers; else the two ends."""
+    if not values:
+        return []
+    low, high = min(values), max(values)
+    steps = (1, 2, 5) if high < 1e3 * low else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [step * 10.0**decade for decade in decades for step in steps if low / 1.05 <= step * 10.0**decade <= high * 1.05]
+    return found if len(found) > 1 else sorted({low, high})
 
 
 def _short(value: float) -> str:
@@ -151,12 +154,14 @@ def markdown(found: Sequence[Point], metric: str) -> str:
     """Return the table in Markdown, a row a variant: per cent, mean ± sample deviation over the seeds."""
     columns, rows = _table(found, metric)
     lines = [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+    return (
+        "\n".join([*lines, *(f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else cell for cell in row)} |" for row in rows)]) + "\n"
+    )
 
 
-def _table(found: Sequence[Point], metric: str) -> tuple[list[str], list[list[str]]]:
+def _table(found: Sequence[Point], metric: str) -> tuple[list[str], list[list[str | int]]]:
     columns = ["family", "run", f"{metric}, %", "FLOPs", "of them before", "images learnt from", "images seen", "device-hours", "runs"]
-    rows = []
+    rows: list[list[str | int]] = []
     for point in found:
         first, num = point.runs[0], len(point.runs)
         hours = sum(run.device_hours for run in point.runs) / num
@@ -167,10 +172,10 @@ def _table(found: Sequence[Point], metric: str) -> tuple[list[str], list[list[st
                 str(point.measured),
                 f"{point.flops:.3g}",
                 f"{first.flops_before:.3g}",
-                f"{first.num_images:,}",
-                f"{first.images_seen:,}",
+                first.num_images,
+                first.images_seen,
                 f"{hours:.3g}",
-                str(num),
+                num,
             ]
         )
     return columns, rows
