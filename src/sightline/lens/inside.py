@@ -67,7 +67,9 @@ class Inside:
             else {"grid": list(self.positions.shape[:2]), "similarity": neighbourhood(self.positions)},
             "attention_distance": self._distance_numbers(),
             "token_norms": None if isinstance(self.layers, str) else norm_numbers(self.layers),
-            "cka": None if isinstance(alike, str) or isinstance(self.layers, str) else {"layers": list(self.layers.names), "alike": grid(alike)},
+            "cka": None
+            if isinstance(alike, str) or isinstance(self.layers, str)
+            else {"layers": list(self.layers.names), "alike": grid(alike)},
         }
 
     def _distance_numbers(self) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Nothing of a layer outlives its batch but sums, one norm a token and a matrix of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from sightline.data.images import BadFiles
 from sightline.data.loading import decode_stream
 from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
-from sightline.errors import ModelError
+from sightline.errors import DataError, ModelError
 from sightline.lens.attention import watching
 from sightline.lens.distance import DistanceMeter
 from sightline.lens.embedding import Float64Array
@@ -118,11 +118,13 @@ def read_batches(
     with Bar(what, len(rows), show=show and len(rows) > BATCH_SIZE) as bar:
         for start in range(0, len(rows), BATCH_SIZE):
             chosen = rows[start : start + BATCH_SIZE]
+            transform = eval_transform(encoder.image)
             images_of = decode_stream(
-                records.select(chosen), eval_transform(encoder.image), batch_size=len(chosen), num_threads=num_cpus(), bad_files=BadFiles()
+                records.select(chosen), transform, batch_size=len(chosen), num_threads=num_cpus(), bad_files=BadFiles()
             )
-            for places, images in images_of:
-                yield chosen[places], images
+            with suppress(DataError):  # not one of them is there any more
+                for places, images in images_of:
+                    yield chosen[places], images
             bar.update(start + len(chosen), "")
 
 
