@@ -20,6 +20,11 @@ RECIPES = {
     "irt/sfm120k-224": "sightline.methods.irt:sfm120k_224",
     "irt/sfm120k-384": "sightline.methods.irt:sfm120k_384",
     "irt/tuples": "sightline.methods.irt:tuples",
+    "classify/imagenet-b16": "sightline.methods.classify:imagenet_b16",
+    "classify/imagenet-s16": "sightline.methods.classify:imagenet_s16",
+    "classify/small": "sightline.methods.classify:small",
+    "classify/finetune": "sightline.methods.classify:finetune",
+    "classify/finetune-small": "sightline.methods.classify:finetune_small",
 }
 
 SWEEPS = {
@@ -32,6 +37,7 @@ SWEEPS = {
 
 METHODS = {
     "irt": "sightline.methods.irt:IRT",
+    "classify": "sightline.methods.classify:Classify",
 }
 
 DATASETS = {

@@ -57,9 +57,16 @@ class AugmentSpec:
     min_area: float = 0.2  # random_resized only: the smallest share of the image's area
     jitter: float = 0.0  # brightness, contrast and saturation vary by up to this share
     rotate_deg: float = 0.0  # rotation by up to this many degrees
+    rand_augment: int = 0  # RandAugment: magnitude of 1 to 30 of the operations drawn for each image; 0 is none
+    rand_augment_ops: int = 2  # and how many are drawn
+    erase: float = 0.0  # probability that a box (2 to 33 % of the area) takes the mean colour
 
     def __post_init__(self) -> None:
         _require(0 <= self.flip <= 1 and 0 < self.min_area <= 1 and 0 <= self.jitter < 1, "flip and min_area are shares, jitter is below 1")
+        _require(
+            0 <= self.rand_augment <= 30 and self.rand_augment_ops > 0 and 0 <= self.erase <= 1,
+            "rand_augment is a magnitude from 0 to 30, rand_augment_ops is positive, erase is a probability",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class ModelSpec:
 
     backbone: str = "vit_small_patch16_224"  # a timm name
     backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
-    weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else an error), random, or a local file or model folder
+    weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else random), random, or a local file or model folder
     pooling: Pooling = "cls"
     gem_p: float = 3.0
     projection: int = 0  # width of a linear projection after pooling; 0 is none
@@ -97,7 +104,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where images come from and how a batch is put together: P classes of K images each, or tuples.
+    """Where images come from and how a batch is put together: P classes of K images each, tuples, or shuffled passes over all images.
 
     A tuple is an anchor, an image that shows the same thing, and negatives, each of another cluster, mined anew at every epoch.
     """
@@ -107,10 +114,11 @@ class DataSpec:
     classes_per_batch: int = 16  # P
     images_per_class: int = 4  # K; the paper does not say, the official cross-batch memory uses 4
     tuples_per_batch: int = 0  # tuples a batch, in place of P x K; 0 is P x K
+    images_per_batch: int = 0  # images a batch from shuffled passes over all of them, in place of P x K; 0 is P x K
     negatives: int = 5  # negatives a tuple
     query_size: int = 2_000  # tuples an epoch
     pool_size: int = 22_000  # images that an epoch's negatives are mined from
-    validation: float = 0.1  # share of the training classes held out to select the model; 0 keeps the last weights
+    validation: float = 0.1  # share of the training classes, or to classify of each one's images, held out to select the model; 0: none
     share: float = 1.0  # of each class's images, to learn from: a smaller share is a part of every larger one
     workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
 
@@ -120,14 +128,14 @@ class DataSpec:
             "classes_per_batch and images_per_class must be positive, validation in [0, 1), share in (0, 1]",
         )
         _require(
-            self.tuples_per_batch >= 0 and min(self.negatives, self.query_size, self.pool_size) > 0,
-            "tuples_per_batch must not be negative; negatives, query_size and pool_size must be positive",
+            min(self.tuples_per_batch, self.images_per_batch) >= 0 and min(self.negatives, self.query_size, self.pool_size) > 0,
+            "tuples_per_batch and images_per_batch must not be negative; negatives, query_size and pool_size must be positive",
         )
 
     @property
     def batch(self) -> int:
         """Images a batch, over all processes."""
-        return self.tuples_per_batch * (2 + self.negatives) or self.classes_per_batch * self.images_per_class
+        return self.images_per_batch or self.tuples_per_batch * (2 + self.negatives) or self.classes_per_batch * self.images_per_class
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,15 @@ from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "weights=random", "image_px=16"]
 BATCH = ["classes_per_batch=2", "images_per_class=2"]
 TUPLE = ["tuples_per_batch=1", "negatives=2"]
+SHUFFLED = ["images_per_batch=4"]
 
 
 def make(name: str) -> tuple[Recipe, Method]:
     name, *settings = name.split()
     torch.manual_seed(0)
     named = catalog.find("recipes", name)()
-    recipe = override(named, [*TINY, *(TUPLE if named.data.tuples_per_batch else BATCH), *settings])
+    batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
+    recipe = override(named, [*TINY, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
 

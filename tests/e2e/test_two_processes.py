@@ -17,12 +17,16 @@ from PIL import Image
 from sightline.train import checkpoint
 
 SETTINGS = [
-    "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "image_px=16", "classes_per_batch=2", "images_per_class=2", "steps=6", "memory_start=2",
-    "momentum=0.9", "log_every=1", "lr=0.01", "workers=0", "clip_norm=1", "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
+    "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "image_px=16", "steps=6", "log_every=1", "workers=0", "clip_norm=1",
+    "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
 ]  # fmt: skip
 
-OBJECTIVES = {name: f"objective={name}" for name in ("contrastive", "normalised_softmax", "snca")}
-OBJECTIVES["tuples"] = "tuples_per_batch=2 negatives=2 query_size=6 pool_size=99"  # two epochs of three steps
+IRT = "irt/small classes_per_batch=2 images_per_class=2 memory_start=2 momentum=0.9 lr=0.01"
+OBJECTIVES = {name: f"{IRT} objective={name}" for name in ("contrastive", "normalised_softmax", "snca")}
+OBJECTIVES["tuples"] = f"{IRT} tuples_per_batch=2 negatives=2 query_size=6 pool_size=99"  # two epochs of three steps
+# Mixed and cut, but what a layer drops is each process's own. SGD, for a bias's gradient is exactly zero where a batch has every class once, and
+# Adam makes a step of what rounding leaves of it.
+OBJECTIVES["classify"] = "classify/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.5"
 # One interpreter trains with each objective in turn: starting it costs more than the training.
 TRAIN_EACH = """
 import json, os, sys
@@ -30,7 +34,7 @@ from sightline.cli.main import main
 out, ports, objectives, *arguments = sys.argv[1:]
 for port, (name, settings) in zip(ports.split(), json.loads(objectives).items(), strict=True):
     os.environ["MASTER_PORT"] = port
-    code = main(["train", "irt/small", *settings.split(), "--out", f"{out}/{name}", *arguments])
+    code = main(["train", *settings.split(), "--out", f"{out}/{name}", *arguments])
     if code:
         sys.exit(code)
 """
@@ -97,7 +101,8 @@ def test_two_processes_equal_one(objective: str, runs: Path) -> None:
     one, two = checkpoint.load(runs / "one" / objective), checkpoint.load(runs / "two" / objective)
     assert one is not None
     assert two is not None
-    assert torch.equal(one["method"]["memory_labels"], two["method"]["memory_labels"])
+    if objective != "classify":
+        assert torch.equal(one["method"]["memory_labels"], two["method"]["memory_labels"])
     for name, value in one["epochs"].items():
         assert torch.equal(value, two["epochs"][name]), name
     for name, value in one["method"].items():

@@ -57,6 +57,7 @@ AUGMENTS = [
     AugmentSpec(),
     AugmentSpec(augment="short"),
     AugmentSpec(augment="random_resized", jitter=0.4, rotate_deg=10),
+    AugmentSpec(augment="random_resized", rand_augment=9, erase=0.5),
 ]
 
 
@@ -101,6 +102,25 @@ def test_the_papers_augmentation_is_square_resize_random_crop_and_mirror() -> No
     transform = train_transform(AugmentSpec(), spec)
     seen = {transform.pixels(photo(), seed).numpy().tobytes() for seed in range(400)}
     assert seen == set(crops.values())  # every crop and its mirror occurs, and nothing else
+
+
+def test_torchvisions_changes_leave_torchs_chance_as_it_was() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_transform(AugmentSpec(rand_augment=9, erase=1.0), ImageSpec(image_px=32)).pixels(photo(), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_an_erased_box_has_the_mean_colour_and_a_share_of_the_area() -> None:
+    spec = ImageSpec(image_px=64, resize_px=64)
+    plain = Image.new("RGB", (64, 64), (250, 1, 250))
+    mean = torch.tensor([round(255 * value) for value in spec.mean], dtype=torch.uint8).view(3, 1, 1)
+    for seed in range(20):
+        pixels = train_transform(AugmentSpec(flip=0.0, erase=1.0), spec).pixels(plain, seed)
+        is_erased = (pixels == mean).all(dim=0)
+        assert 0.01 < is_erased.float().mean() < 0.35
+        assert torch.equal(pixels[:, ~is_erased], eval_transform(spec).pixels(plain)[:, ~is_erased])
 
 
 def test_flip_takes_its_probability() -> None:

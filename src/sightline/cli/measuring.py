@@ -15,7 +15,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     dataset: Dataset = "auto",
     verify: Verify = True,
-    protocol: Annotated[str, typer.Option(help="auto, leave-one-out, query-gallery, or a benchmark such as roxford5k")] = "auto",
+    protocol: Annotated[
+        str, typer.Option(help="auto, leave-one-out, query-gallery, accuracy (of a classifier), or a benchmark such as roxford5k")
+    ] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
     distractors: Annotated[Path | None, typer.Option(help="a folder or manifest of images to search too, never right")] = None,
     rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
@@ -29,8 +31,17 @@ def evaluate(
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
-    from sightline.workflows import measuring
+    from sightline.workflows import classifying, measuring
 
+    if protocol == classifying.PROTOCOL:
+        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top, report=report)
+        found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, device=device, precision=precision)
+        if as_json:
+            print_json(found.to_json())
+        else:
+            print(found.to_text())
+        note(found.bad_summary)
+        return
     evaluation = measuring.evaluate(
         model,
         data,

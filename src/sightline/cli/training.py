@@ -53,7 +53,7 @@ def train(
 def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
     progress = trained.progress
     if as_json:
-        best = None if progress.best_step < 0 else {"map@r": progress.best, "step": progress.best_step}
+        best = None if progress.best_step < 0 else {trained.chosen_by: progress.best, "step": progress.best_step}
         print_json(
             {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "validation": best, "bad_files": trained.num_bad}
         )
@@ -62,7 +62,10 @@ def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
     if progress.stopped_by:
         note(f"stopped by {progress.stopped_by} after step {progress.step}, everything saved: go on with --resume")
         return
-    chosen_at = f", the best on held-out classes (step {progress.best_step}, MAP@R {progress.best:.4f})" if progress.best_step >= 0 else ""
+    held_out, measure = ("images", "accuracy") if trained.chosen_by == "accuracy@1" else ("classes", "MAP@R")
+    chosen_at = (
+        f", the best on held-out {held_out} (step {progress.best_step}, {measure} {progress.best:.4f})" if progress.best_step >= 0 else ""
+    )
     note(f"trained {progress.step} steps; the model is in {out / 'model'}{chosen_at}")
 
 

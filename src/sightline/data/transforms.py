@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Protocol
 
@@ -20,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import RandAugment, RandomErasing
 from torchvision.transforms.v2 import functional as F
 
 from sightline.recipe import AugmentSpec, ImageSpec
@@ -90,7 +94,7 @@ class EvalTransform(_Normalises):
 
 @dataclass(frozen=True)
 class TrainTransform(_Normalises):
-    """The recipe's augmentation: crop, mirror, rotation, colour."""
+    """The recipe's augmentation: crop, mirror, rotation, colour, RandAugment, an erased box."""
 
     augment: AugmentSpec
 
@@ -116,10 +120,40 @@ class TrainTransform(_Normalises):
             pixels = F.horizontal_flip(pixels)
         if self.augment.rotate_deg:
             angle = random.uniform(-self.augment.rotate_deg, self.augment.rotate_deg)
-            pixels = F.rotate(pixels, angle, InterpolationMode.BILINEAR, fill=[round(255 * value) for value in self.image.mean])
+            pixels = F.rotate(pixels, angle, InterpolationMode.BILINEAR, fill=self._mean_colour)
         if self.augment.jitter:
             pixels = jitter(random, pixels, self.augment.jitter)
+        if self.augment.rand_augment or self.augment.erase:
+            with _torch_follows(random):
+                for change in _torchvision_changes(self.augment, tuple(self._mean_colour)):
+                    pixels = change(pixels)
         return _packed(pixels)
+
+    @property
+    def _mean_colour(self) -> list[int]:
+        return [round(255 * value) for value in self.image.mean]
+
+
+@cache
+def _torchvision_changes(augment: AugmentSpec, mean_colour: tuple[int, ...]) -> tuple[RandAugment | RandomErasing, ...]:
+    colour = list(mean_colour)
+    changes: list[RandAugment | RandomErasing] = []
+    if augment.rand_augment:
+        changes.append(RandAugment(augment.rand_augment_ops, augment.rand_augment, interpolation=InterpolationMode.BILINEAR, fill=colour))
+    if augment.erase:
+        changes.append(RandomErasing(augment.erase, value=colour))
+    return tuple(changes)
+
+
+@contextmanager
+def _torch_follows(random: Random) -> Iterator[None]:
+    """Let torch's own chance, which torchvision draws from, come from ``random``; it goes on afterwards as if nothing had been drawn."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(random.getrandbits(63))  # the CPU's alone: torch.manual_seed would seed a GPU's too
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def eval_transform(image: ImageSpec) -> EvalTransform:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -13,9 +13,17 @@ from sightline.contracts import Batch, LossTerms
 from sightline.nn.encoder import Encoder
 from sightline.recipe import TrainSpec
 
+Measure = Literal["map@r", "accuracy@1"]
+
 
 class Method(nn.Module, ABC):
-    """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free."""
+    """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free.
+
+    ``chosen_by`` is the validation measure that chooses a run's model: ``map@r`` on classes that training does not see, or ``accuracy@1``
+    of the encoder's head on images that training does not see, of the classes that it does.
+    """
+
+    chosen_by: ClassVar[Measure] = "map@r"
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> LossTerms:

@@ -17,6 +17,7 @@ from sightline.data.images import BadImage, decode
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError
 from sightline.nn.backbone import Backbone, build
+from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
 from sightline.nn.pooling import OF_DISTILLATION, pool
 from sightline.nn.reduction import Reduction
@@ -30,6 +31,7 @@ Picture = Path | str | bytes | Image.Image
 class Encoder(nn.Module):
     """Backbone, pooling, optional projection, optional scales, optional reduction, unit length.
 
+    A ``classifier``, which classification puts on, takes the vectors before reduction and scales; descriptors do not depend on it.
     ``fingerprint`` names the exact descriptors it makes (empty until it has been saved or loaded); an index refuses another's.
     """
 
@@ -42,6 +44,7 @@ class Encoder(nn.Module):
         self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
         self.width = model.projection or pooled_width  # of what the reduction takes
         self.reduction: Reduction | nn.Identity = nn.Identity()
+        self.classifier: Classifier | nn.Identity = nn.Identity()
         if model.pooling == "cls" and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
         if model.pooling in OF_DISTILLATION and not self.backbone.has_distillation:
@@ -83,6 +86,17 @@ class Encoder(nn.Module):
         tokens: Tokens = self.backbone(images)
         pooled: torch.Tensor = self.projection(self.backbone.norm_pooled(pool(tokens, self.model.pooling, self.model.gem_p)))
         return pooled
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the classifier's logits ``[B, C]`` of normalised images ``[B, 3, H, W]``, along its ``class_names``.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if isinstance(self.classifier, nn.Identity):
+            raise ModelError("this model has no classifier: train one with sightline train classify/finetune")
+        logits: torch.Tensor = self.classifier(self._pooled(images))
+        return logits
 
     def tokens(self, images: torch.Tensor) -> Tokens:
         """Return the backbone's tokens of normalised images ``[B, 3, H, W]``."""
@@ -126,6 +140,7 @@ def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
     """
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
         made = Encoder(replace(model, weights="random"), encoder.image)
+    made.classifier = encoder.classifier
     made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith("reduction.")})
     return made.to(encoder.device).train(encoder.training)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sightline.errors import ModelError, explain_os_error
 from sightline.nn.backbone import hub_is_reachable
+from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
@@ -46,7 +47,14 @@ def _config(encoder: Encoder) -> dict[str, Any]:
         "model": {name: value for name, value in model.items() if name not in SINCE_VERSION_1 or value != defaults[name]},
         "image": to_plain(encoder.image),
         "reduced_to": encoder.dim if isinstance(encoder.reduction, Reduction) else 0,
+        **_classifier_config(encoder.classifier),
     }
+
+
+def _classifier_config(classifier: torch.nn.Module) -> dict[str, Any]:
+    if not isinstance(classifier, Classifier):
+        return {}  # as in the folders that were written before there were classifiers
+    return {"classifier": {"hidden": classifier.pre_logits is not None, "class_names": list(classifier.class_names)}}
 
 
 def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
@@ -160,6 +168,8 @@ def _from_folder(folder: Path) -> Encoder:
     encoder = Encoder(from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"]))
     if config["reduced_to"]:
         encoder.reduction = Reduction(encoder.dim, int(config["reduced_to"]), encoder.model.whiten)
+    if "classifier" in config:
+        encoder.classifier = Classifier(encoder.width, config["classifier"]["class_names"], hidden=config["classifier"]["hidden"])
     try:
         encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sightline.methods.base import Measure
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Recipe, flatten, recipe_hash
 
 
-def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[int, float] | None, command: str) -> str:
-    """Return the card as Markdown: what it is, how it was made, what was measured, how to use it."""
-    measured = (
-        f"MAP@R **{best[1]:.4f}** at step {best[0]}, leave-one-out over the {len(facts['validation_classes']):,} classes held out of training. "
-        "The same number chose the model, so it is slightly optimistic: measure on a test split with `sightline evaluate`."
-        if best
-        else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
-    )
+def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[Measure, int, float] | None, command: str) -> str:
+    """Return the card as Markdown: what it is, how it was made, what was measured, how to use it; ``best`` is (measure, step, value)."""
+    measured = _measured(best, facts) if best else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
     start = {
         "random": "random weights",
         "hub": "the hub's pretrained weights",
@@ -53,6 +49,19 @@ Similarity means "same class, as in the training data". On images unlike those, 
 |---|---|
 {settings}
 """
+
+
+def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any]) -> str:
+    measure, step, value = best
+    if measure == "accuracy@1":
+        found, options = (
+            f"Accuracy **{value:.4f}** at step {step}, on {facts['validation_images']:,} images held out of training",
+            " --protocol accuracy",
+        )
+    else:
+        found = f"MAP@R **{value:.4f}** at step {step}, leave-one-out over the {len(facts['validation_classes']):,} classes held out of training"
+        options = ""
+    return f"{found}. The same number chose the model, so it is slightly optimistic: measure on a test split with `sightline evaluate{options}`."
 
 
 def head_card(encoder: Encoder, source: str, *, data: str, num_images: int, command: str) -> str:

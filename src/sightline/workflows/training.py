@@ -14,15 +14,18 @@ import numpy as np
 import torch
 
 from sightline import __version__, catalog, runtime
-from sightline.contracts import Batch
+from sightline.contracts import Batch, IntArray
 from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
-from sightline.data.records import Records, hold_out_classes, require_classes, require_per_class, share_of_images
-from sightline.data.samplers import PKSampler, Sampler
+from sightline.data.records import Records, hold_out_classes, images_to_hold_out, require_classes, require_per_class, share_of_images
+from sightline.data.samplers import PKSampler, Sampler, ShuffleSampler
 from sightline.data.transforms import train_transform
 from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.evaluate import metrics
+from sightline.evaluate.accuracy import measure_accuracy
+from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder
+from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.embed import embed_records
@@ -72,12 +75,14 @@ class Trained:
     progress: Progress
     recipe: Recipe
     num_bad: int
+    chosen_by: Measure
 
 
 def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = "") -> Trained:
     """Train ``recipe`` on ``data`` into the run folder ``out`` and return what became of it.
 
-    The split called val chooses the model; where there is none, classes are held out of the training split. A test split is never touched.
+    The split called val chooses the model; where there is none, classes (for classification: images) are held out of the training split. A test
+    split is never touched.
 
     Raises:
         UsageError: the data, the recipe or the folder do not allow it.
@@ -87,7 +92,8 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
-    learning, validation = _learning_and_validation(records, recipe)
+    kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
+    learning, validation = _learning_and_validation(records, recipe, kind.chosen_by)
     assert learning.labels is not None
     labels, epochs = learning.labels, _epochs(learning, recipe, bad_files)
     with process_group(where) as ranks:
@@ -96,17 +102,17 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
         encoder = Encoder(replace(bare, weights="random") if goes_on else bare, recipe.image)  # the checkpoint has the weights
         if recipe.model != bare:
             require_head(encoder, recipe.model, learning)
-        method = catalog.find("methods", recipe.name.partition("/")[0])(recipe, encoder, labels=labels)
+        method: Method = kind(recipe, encoder, labels=labels)
+        if isinstance(encoder.classifier, Classifier):
+            encoder.classifier.class_names = tuple(_present(learning))
         if ranks.is_main:
             _open_run(run, recipe, encoder.backbone.family, data, learning, validation, resume=resume)
         transform = train_transform(recipe.augment, recipe.image)
 
         def batches(first: int) -> Iterator[Batch]:
             num = recipe.train.steps * recipe.train.accumulate - first
-            if epochs is None:
-                sampler: Sampler = PKSampler(labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
-            else:
-                sampler = epochs.sampler()
+            sampler = epochs.sampler() if epochs is not None else _sampler(labels, recipe)
+            if epochs is not None:
                 num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
             return train_batches(
                 learning,
@@ -122,30 +128,42 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
                 device=where,
             )
 
-        validate = _validator(validation, recipe, bad_files) if validation is not None else None
+        validate = _validator(validation, recipe, kind.chosen_by, bad_files) if validation is not None else None
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
             _note_compute(run, recipe, progress)
             if not progress.stopped_by:
-                _finish_model(run, recipe, learning, where, bad_files, progress, command)
+                _finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
-    return Trained(run, progress, recipe, len(bad_files))
+    return Trained(run, progress, recipe, len(bad_files), kind.chosen_by)
 
 
-def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records, Records | None]:
+def _sampler(labels: IntArray, recipe: Recipe) -> Sampler:
+    data, seed = recipe.data, recipe.train.seed
+    if data.images_per_batch:
+        return ShuffleSampler(len(labels), data.images_per_batch, seed)
+    return PKSampler(labels, data.classes_per_batch, data.images_per_class, seed)
+
+
+def _learning_and_validation(records: Records, recipe: Recipe, chosen_by: Measure) -> tuple[Records, Records | None]:
     learning, validation, data = training_split(records), None, recipe.data
     require_classes(learning, 2)
     if data.validation and records.splits is not None and "val" in records.splits:
         validation = records.split("val")
-        if not (validation.class_counts() > 1).any():
+        if chosen_by == "accuracy@1":
+            _require_known(validation, learning)
+        elif not (validation.class_counts() > 1).any():
             raise DataError(f"no class of the val split of {records.root} has two images: add some, or set validation=0")
+    elif data.validation and chosen_by == "accuracy@1":
+        is_held_out = images_to_hold_out(learning, data.validation, 0)
+        learning, validation = learning.select(~is_held_out), learning.select(is_held_out)
     elif data.validation:
         learning, validation = hold_out_classes(learning, data.validation, 0)
     require_classes(learning, 2)
     if data.share < 1:
         learning = share_of_images(learning, data.share)
-    if data.tuples_per_batch:
+    if data.tuples_per_batch or data.images_per_batch:
         return learning, validation
     require_per_class(learning, data.images_per_class)
     if learning.num_classes < data.classes_per_batch:
@@ -154,6 +172,15 @@ def _learning_and_validation(records: Records, recipe: Recipe) -> tuple[Records,
             f"lower it with --set classes_per_batch={learning.num_classes}"
         )
     return learning, validation
+
+
+def _require_known(validation: Records, learning: Records) -> None:
+    strange = [validation.class_names[label] for label in np.flatnonzero((validation.class_counts() > 0) & (learning.class_counts() == 0))]
+    if strange:
+        raise DataError(
+            f"{len(strange):,} classes of the val split of {validation.root} have no training image (such as '{strange[0]}'), so no classifier can "
+            "know them: give the class folders without splits, or set validation=0"
+        )
 
 
 def _epochs(learning: Records, recipe: Recipe, bad_files: BadFiles) -> MinedTuples | None:
@@ -172,19 +199,22 @@ def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
-def _validator(validation: Records, recipe: Recipe, bad_files: BadFiles) -> Validate:
+def _validator(validation: Records, recipe: Recipe, chosen_by: Measure, bad_files: BadFiles) -> Validate:
     assert validation.labels is not None
     if len(validation) > EMBED_LIMIT:
         validation = validation.select(np.sort(np.random.default_rng(0).permutation(len(validation))[:EMBED_LIMIT]))
 
-    def validate(encoder: Encoder) -> Mapping[str, float]:
+    def accuracy(encoder: Encoder) -> Mapping[str, float]:
+        return measure_accuracy(encoder, validation, bad_files, precision=recipe.train.precision, show=False).metrics
+
+    def retrieval(encoder: Encoder) -> Mapping[str, float]:
         found = embed_records(encoder, validation, bad_files, precision=recipe.train.precision, show=False)
         assert validation.labels is not None
         ranks = metrics.positive_ranks(found.vectors, validation.labels[found.rows])
         values = metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})
         return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
 
-    return validate
+    return accuracy if chosen_by == "accuracy@1" else retrieval
 
 
 def _open_run(
@@ -203,6 +233,7 @@ def _open_run(
         "images": len(learning),
         "training_classes": _present(learning),
         "validation_classes": _present(validation) if validation is not None else [],
+        "validation_images": len(validation) if validation is not None else 0,
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
         | {"sightline": __version__, "python": platform.python_version()},
@@ -248,11 +279,18 @@ def _git_revision() -> str:
 
 
 def _finish_model(
-    run: Path, recipe: Recipe, learning: Records, where: torch.device, bad_files: BadFiles, progress: Progress, command: str
+    run: Path,
+    recipe: Recipe,
+    chosen_by: Measure,
+    learning: Records,
+    where: torch.device,
+    bad_files: BadFiles,
+    progress: Progress,
+    command: str,
 ) -> None:
     encoder = model_folder.load(run, device=where)
     if recipe.model != headless(recipe.model):
         encoder, _ = fit_head(encoder, recipe.model, learning, bad_files)
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    best = (progress.best_step, progress.best) if progress.best_step >= 0 else None
+    best = (chosen_by, progress.best_step, progress.best) if progress.best_step >= 0 else None
     model_folder.save(encoder, run / "model", card=model_card(recipe, encoder, facts, best=best, command=command))

@@ -1,0 +1,101 @@
+"""Classification through the shell: train, measure, go on after a stop exactly as without one, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.cli.main import main
+from sightline.train import checkpoint
+
+SETTINGS = [
+    "backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=32,num_heads=2", "image_px=16", "images_per_batch=8", "lr=0.003",
+    "workers=0", "warmup_steps=0", "log_every=4", "validate_every=8", "save_every=4", "precision=fp32",
+]  # fmt: skip
+CLASSES = {"dark": 40, "light": 215}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for split, num in (("train", 12), ("test", 5)):
+        for name, value in CLASSES.items():
+            (root / split / name).mkdir(parents=True)
+            for number in range(num):
+                pixels = (value + random.integers(-40, 40, (20, 24, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    return root
+
+
+def train(photos: Path, out: Path, *settings: str, recipe: str = "classify/small") -> int:
+    return main(["train", recipe, "--data", str(photos), "--out", str(out), "--device", "cpu", "--set", *SETTINGS, *settings])
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(photos, out, "steps=24", "ema=0.5") == 0
+    return out
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main([*arguments, "--json"]) == 0
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_dark_is_told_from_light_on_the_test_split(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(capsys, "evaluate", str(run), "--data", str(photos), "--protocol", "accuracy")
+    assert found["metrics"]["accuracy@1"] == 1.0
+    assert (found["part"], found["num_images"], found["num_classes"]) == ("split test", 10, 2)
+    assert (
+        told(capsys, "evaluate", str(run), "--data", str(photos))["metrics"]["recall@1"] == 1.0
+    )  # its descriptors are searched like any other's
+    card = (run / "model" / "README.md").read_text()
+    assert "images held out of training" in card
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["training_classes"], facts["images"], facts["validation_images"]) == (["dark", "light"], 22, 2)
+
+
+def test_going_on_equals_never_having_stopped(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline.train.loop import Loop
+
+    step = Loop._step
+
+    def stops_at_12(loop: Loop, *given: Any) -> Any:
+        loop.signal = 15 if loop.progress.step == 11 else loop.signal
+        return step(loop, *given)
+
+    monkeypatch.setattr(Loop, "_step", stops_at_12)
+    assert train(photos, tmp_path, "steps=24", "ema=0.5") == 143
+    monkeypatch.undo()
+    assert main(["train", "--data", str(photos), "--out", str(tmp_path), "--device", "cpu", "--resume"]) == 0
+    whole, resumed = checkpoint.load(run), checkpoint.load(tmp_path)
+    assert whole is not None
+    assert resumed is not None
+    for part in ("method", "average"):
+        assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
+
+
+def test_what_accuracy_cannot_be_asked_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(photos)]
+    assert main(["evaluate", str(run), *data, "--protocol", "accuracy", "--report", str(tmp_path)]) == 2
+    assert "--protocol accuracy ranks nothing: leave out --report" in capsys.readouterr().err
+    assert main(["evaluate", "random:vit_tiny_patch8_64", *data, "--protocol", "accuracy"]) == 2
+    assert "no classifier, so no accuracy" in capsys.readouterr().err
+
+
+def test_a_val_split_of_other_classes_is_refused_before_training(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, name in (("train", "dark"), ("train", "light"), ("val", "grey")):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "data" / split / name / "0.png")
+    assert train(tmp_path / "data", tmp_path / "run", "steps=1") == 2
+    assert "1 classes of the val split" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
