@@ -192,13 +192,17 @@ def small() -> IRTRecipe:
 
 
 def tuples() -> IRTRecipe:
-    """Your own places or objects, from scratch on a CPU: as small, on tuples of given pairs and mined negatives."""
+    """Your own places or objects, from scratch on a CPU: as small, on tuples of given pairs and mined negatives.
+
+    The pool is small because from random weights the hardest of many negatives mislead: grocery_128 at 24 px, 200 steps, one seed each,
+    MAP@R on unseen classes: untrained 6.6 %, a pool of 2,000 5.6 %, of 100 7.3 %.
+    """
     base = small()
     return replace(
         base,
         name="irt/tuples",
         margin=0.85,
-        data=DataSpec(tuples_per_batch=8, query_size=400, pool_size=2_000, validation=0.15),
+        data=DataSpec(tuples_per_batch=8, query_size=80, pool_size=100, validation=0.15),
     )
 
 
