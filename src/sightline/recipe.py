@@ -23,6 +23,7 @@ R = TypeVar("R")
 
 Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "rmac"]
 Whiten = Literal["none", "pca", "supervised"]
+PositionsResize = Literal["timm", "jax"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -76,6 +77,7 @@ class ModelSpec:
     backbone: str = "vit_small_patch16_224"  # a timm name
     backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
     weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else random), random, or a local file or model folder
+    positions_resize: PositionsResize = "timm"  # how a file's learned positions come to another image size; jax is the ViT authors' own way
     pooling: Pooling = "cls"
     gem_p: float = 3.0
     projection: int = 0  # width of a linear projection after pooling; 0 is none
@@ -95,6 +97,10 @@ class ModelSpec:
         _require(
             bool(self.scales) and min(self.scales) > 0 and self.scale_p > 0,
             "scales are one or more positive factors such as 1,0.707,0.5, and scale_p is positive",
+        )
+        _require(
+            self.positions_resize == "timm" or self.weights not in ("hub", "auto"),
+            "positions_resize=jax is for weights of a file or model folder: timm resizes the hub's itself",
         )
         _require(
             self.scale_p == 1 or (self.pooling == "gem" and not self.projection),

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sightline.cli.main import main
+from sightline.nn.model_folder import load
 from sightline.train import checkpoint
 
 SETTINGS = [
@@ -62,6 +63,27 @@ def test_dark_is_told_from_light_on_the_test_split(run: Path, photos: Path, caps
     assert "images held out of training" in card
     facts = json.loads((run / "run.json").read_text())
     assert (facts["training_classes"], facts["images"], facts["validation_images"]) == (["dark", "light"], 22, 2)
+
+
+@pytest.mark.parametrize("how", ["timm", "jax"])
+def test_fine_tuning_begins_with_the_pretrained_network_at_another_size(how: str, run: Path, photos: Path, tmp_path: Path) -> None:
+    resized = ["image_px=32", "steps=0", f"weights={run / 'model'}", f"positions_resize={how}"]
+    assert train(photos, tmp_path, *resized, recipe="classify/finetune-small") == 0
+    before, after = load(run), load(tmp_path)
+    grids = [
+        encoder.state_dict()["backbone.net.pos_embed"][0, 1:].unflatten(0, (side, side)) for encoder, side in ((before, 2), (after, 4))
+    ]
+    assert torch.equal(grids[0][0, 0], grids[1][0, 0]) == (how == "jax")  # its corners lie on corners
+    assert (grids[0].mean((0, 1)) - grids[1].mean((0, 1))).abs().max() < 0.02
+    assert (tmp_path / "model" / "config.json").read_text().count("positions_resize") == 0
+    weights = {name: value for name, value in after.state_dict().items() if "pos_embed" not in name}
+    assert not any(value.any() for name, value in weights.items() if name.startswith("classifier."))  # a linear layer of zeros
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in weights.items() if name.startswith("backbone."))
+
+
+def test_fine_tuning_without_weights_says_which_to_give(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(photos, tmp_path, "steps=1", recipe="classify/finetune-small") == 2
+    assert "pass a weights file, a model folder" in capsys.readouterr().err
 
 
 def test_going_on_equals_never_having_stopped(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

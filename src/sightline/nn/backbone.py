@@ -145,7 +145,7 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
     net = _create(spec, image_px, pretrained=weights == "hub")
     backbone = Backbone(net)
     if weights not in ("hub", "random"):
-        left_out = load_weights(net, Path(weights))
+        left_out = load_weights(net, Path(weights), spec.positions_resize)
         if left_out:
             log.warning("%s: left out %s", weights, ", ".join(left_out))
     if spec.checkpoint_gradients:

@@ -24,6 +24,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sightline.errors import ModelError
+from sightline.nn.positions import resize_positions
+from sightline.recipe import PositionsResize
 
 HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "pre_logits.", "projection.", "reduction.")
 """Weights that a file may hold and a headless backbone has no place for: the one list that loading may leave out."""
@@ -32,8 +34,8 @@ TRIGGERS = ("mask_token",)
 """Of no use to a network, but timm knows a layout by them: they are left out after it has renamed."""
 
 
-def load_weights(net: nn.Module, source: Path) -> list[str]:
-    """Load a file, or the backbone of a model folder, into a timm network; positions are resampled to its image size.
+def load_weights(net: nn.Module, source: Path, positions_resize: PositionsResize = "timm") -> list[str]:
+    """Load a file, or the backbone of a model folder, into a timm network; learned positions are resampled to its image size.
 
     Returns:
         the names of what the file holds and the network has no place for: heads, and positions where the network's are fixed.
@@ -47,6 +49,8 @@ def load_weights(net: nn.Module, source: Path) -> list[str]:
     left_out = [name for name in weights if name not in learned and (name in computed or name.startswith((*HEAD_PREFIXES, *TRIGGERS)))]
     weights = {name: value for name, value in weights.items() if name not in left_out or name in TRIGGERS}
     try:
+        if positions_resize == "jax":
+            weights |= _positions_as_jax(weights, net)
         missing, unexpected = net.load_state_dict(_as_timm(weights, net), strict=False)  # held to the one list just below
     except (RuntimeError, AttributeError) as error:
         lines = str(error).splitlines()
@@ -76,6 +80,15 @@ def read_weights(source: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise ModelError(f"no weights at '{file}': pass a weights file, a model folder, 'hub' or 'random'")
     return READERS[file.suffix](file)
+
+
+def _positions_as_jax(weights: dict[str, torch.Tensor], net: Any) -> dict[str, torch.Tensor]:
+    """Return the learned positions at the network's size, where it has any that differ from the file's."""
+    name = "pos_embed"
+    if name not in weights or name not in net.state_dict() or weights[name].shape == net.pos_embed.shape:
+        return {}
+    num_prefix = net.pos_embed.shape[1] - net.patch_embed.num_patches
+    return {name: resize_positions(weights[name], net.patch_embed.grid_size, num_prefix)}
 
 
 def _as_timm(weights: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
 
 FORMAT, VERSION = "sightline-model", 1
 
-SINCE_VERSION_1 = ("whiten", "scales", "scale_p")
+SINCE_VERSION_1 = ("whiten", "scales", "scale_p", "positions_resize")
 """Settings of ``ModelSpec`` that format 1 did not begin with. At its default one is left out of the folder, so that older models keep their fingerprint:
 the default of a setting in this list can never change."""
 
@@ -39,7 +39,8 @@ def fingerprint(encoder: Encoder) -> str:
 
 def _config(encoder: Encoder) -> dict[str, Any]:
     # How the weights came about does not shape a descriptor: a reloaded encoder must have the fingerprint of the saved one.
-    model = to_plain(encoder.model) | {"weights": "random", "drop_path": 0.0, "checkpoint_gradients": False, "frozen": []}
+    origin = {"weights": "random", "positions_resize": "timm", "drop_path": 0.0, "checkpoint_gradients": False, "frozen": []}
+    model = to_plain(encoder.model) | origin
     defaults = to_plain(ModelSpec())
     return {
         "format": FORMAT,
