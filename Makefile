@@ -15,7 +15,7 @@ JOBS ?= 2
 TESTS ?= tests
 
 # What a caller's shell sets for other Pythons must not leak into ours.
-unexport PYTHONPATH PYTHONHOME
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 export PYTHONNOUSERSITE := 1
 
 help:  ## list the targets
