@@ -61,6 +61,8 @@ BENCHMARKS = {
     "places": "sightline.data.sets.places:read",
 }
 
+DENSE_PROTOCOLS: dict[str, str] = {}
+
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",
 }
@@ -82,6 +84,7 @@ TABLES = {
     "datasets": DATASETS,
     "protocols": PROTOCOLS,
     "benchmarks": BENCHMARKS,
+    "dense_protocols": DENSE_PROTOCOLS,
     "index_engines": INDEX_ENGINES,
     "rerankers": RERANKERS,
 }

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from sightline.errors import RecipeError, nearest
+from sightline.errors import RecipeError, UsageError, nearest
 from sightline.runtime import Precision
 
 R = TypeVar("R")
@@ -24,6 +24,7 @@ R = TypeVar("R")
 Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "rmac"]
 Whiten = Literal["none", "pca", "supervised"]
 PositionsResize = Literal["timm", "jax"]
+PositionsAt = Literal["timm", "dino"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -85,6 +86,7 @@ class ModelSpec:
     whiten: Whiten = "none"  # none is plain PCA, of vectors before they are normalised (IRT); the others take unit-length vectors
     scales: tuple[float, ...] = (1.0,)  # the input is resized by each and the descriptors are combined; training sees 1 alone
     scale_p: float = 1.0  # power of the mean over scales; the published one takes gem_p where GeM is not followed by a learned layer
+    positions_at: PositionsAt = "timm"  # how learned positions follow an image of another size than image_px; dino is the DINO code's way
     drop_path: float = 0.0
     checkpoint_gradients: bool = False  # recompute activations in the backward pass: slower, far less memory
     frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone
@@ -244,6 +246,20 @@ def override(recipe: R, settings: Sequence[str]) -> R:
             table, kind = table[parent], _field_types(kind)[parent]
         table[leaf] = _parse(text.strip(), _field_types(kind)[leaf], path)
     return from_plain(type(recipe), plain)
+
+
+def configured(default: R, what: str, settings: Sequence[str]) -> R:
+    """Return a frozen dataclass of settings with ``key=value`` applied; ``what`` names it in errors, such as "re-ranker 'diffusion'".
+
+    Raises:
+        UsageError: an unknown setting, or a value of another type.
+    """
+    known = [item.name for item in dataclasses.fields(default)]  # type: ignore[arg-type]
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if key not in known:
+            raise UsageError(f"{what} has no setting '{key}'{nearest(key, known)}")
+    return override(default, settings)
 
 
 def _field_types(kind: type) -> dict[str, Any]:

@@ -16,7 +16,10 @@ def evaluate(
     dataset: Dataset = "auto",
     verify: Verify = True,
     protocol: Annotated[
-        str, typer.Option(help="auto, leave-one-out, query-gallery, accuracy (of a classifier), or a benchmark such as roxford5k")
+        str,
+        typer.Option(
+            help="auto, leave-one-out, query-gallery, accuracy (of a classifier), a benchmark such as roxford5k, or a dense protocol such as davis"
+        ),
     ] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
     distractors: Annotated[Path | None, typer.Option(help="a folder or manifest of images to search too, never right")] = None,
@@ -31,8 +34,19 @@ def evaluate(
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
-    from sightline.workflows import classifying, measuring
+    from sightline.workflows import classifying, dense, measuring
 
+    if dense.is_dense(protocol):
+        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
+        measured = dense.measure_dense(model, data, protocol, report=report, device=device, precision=precision, command=command_line())
+        if as_json:
+            print_json(measured.to_json())
+        else:
+            print(measured.to_text())
+        note(measured.bad_summary)
+        if report is not None:
+            note(f"report: {report / 'index.html'}")
+        return
     if protocol == classifying.PROTOCOL:
         classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top, report=report)
         found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, device=device, precision=precision)

@@ -6,14 +6,17 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
 import timm
 import torch
-from timm.layers import HybridEmbed
+from timm.layers import Format, HybridEmbed
 from timm.models._manipulate import group_parameters
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sightline.contracts import Tokens
@@ -21,6 +24,7 @@ from sightline.errors import ModelError, nearest
 from sightline.nn.checkpoints import load_weights
 from sightline.nn.families import fix_positions
 from sightline.nn.multiscale import rescale
+from sightline.nn.positions import resize_positions_as_dino
 from sightline.recipe import ModelSpec
 
 HUB_TIMEOUT_S = 3.0
@@ -91,6 +95,27 @@ class Backbone(nn.Module):
                     f"{spec.backbone} was made for images of {image_px} px and does not take the scale {scale:g} ({_first_line(error)}): "
                     "keep scales=1, or take a plain ViT or a convolutional backbone"
                 ) from error
+
+    def take_any_size(self) -> None:
+        """Let the network take images of any size whose sides are multiples of the patch; those of its own size give what they gave.
+
+        Raises:
+            ModelError: its positions are bound to one size.
+        """
+        net: Any = self.net
+        embed = getattr(net, "patch_embed", None)
+        if embed is None or getattr(net, "dynamic_img_size", False):
+            return
+        if isinstance(net, VisionTransformer):
+            net.dynamic_img_size, embed.strict_img_size = True, False
+            embed.flatten, embed.output_fmt = False, Format.NHWC
+        elif isinstance(net, SwinTransformer):
+            net.dynamic_img_size, embed.strict_img_size = True, False
+            for block in net.modules():
+                if isinstance(block, SwinTransformerBlock):
+                    block.dynamic_mask = True  # its attention masks are made for each size
+        else:
+            raise ModelError(f"{type(net).__name__} takes images of one size only: take a plain ViT, a Swin or a convolutional backbone")
 
     def _grid(self, num_patches: int, images: torch.Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
@@ -182,7 +207,23 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
     if fixed:
         fix_positions(net)
+    if spec.positions_at == "dino":
+        _follow_sizes_as_dino(net, spec.backbone)
     return net
+
+
+def _follow_sizes_as_dino(net: Any, name: str) -> None:
+    if not isinstance(net, VisionTransformer) or net.pos_embed is None or net.no_embed_class:
+        raise ModelError(f"positions_at=dino is for a plain ViT with learned positions, and {name} is none")
+    net._pos_embed = partial(_add_positions_as_dino, net)  # timm resamples within this one function
+
+
+def _add_positions_as_dino(net: Any, x: torch.Tensor) -> torch.Tensor:
+    grid = (x.shape[1], x.shape[2]) if x.ndim == 4 else net.patch_embed.grid_size
+    prefixes = [part.expand(len(x), -1, -1) for part in (net.cls_token, net.reg_token) if part is not None]
+    tokens = torch.cat([*prefixes, x.reshape(len(x), -1, x.shape[-1])], dim=1)
+    summed: torch.Tensor = net.pos_drop(tokens + resize_positions_as_dino(net.pos_embed, grid, net.num_prefix_tokens))
+    return summed
 
 
 def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any], optional: dict[str, Any]) -> Any:

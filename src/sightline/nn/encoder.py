@@ -99,7 +99,19 @@ class Encoder(nn.Module):
         return logits
 
     def tokens(self, images: torch.Tensor) -> Tokens:
-        """Return the backbone's tokens of normalised images ``[B, 3, H, W]``."""
+        """Return the backbone's tokens of normalised images ``[B, 3, H, W]`` of any size: learned positions follow, patch by patch.
+
+        Raises:
+            ModelError: the network takes images of one size only, or a side is no multiple of its patch.
+        """
+        height, width = images.shape[-2:]
+        if (height, width) != (self.image.image_px, self.image.image_px):
+            self.backbone.take_any_size()
+            multiple = self.backbone.multiple_px
+            if height % multiple or width % multiple:
+                raise ModelError(
+                    f"{self.model.backbone} cuts patches of {multiple} px: the sides of an image must be multiples, got {width} x {height}"
+                )
         tokens: Tokens = self.backbone(images)
         return tokens
 

@@ -23,7 +23,7 @@ from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
 
 FORMAT, VERSION = "sightline-model", 1
 
-SINCE_VERSION_1 = ("whiten", "scales", "scale_p", "positions_resize")
+SINCE_VERSION_1 = ("whiten", "scales", "scale_p", "positions_resize", "positions_at")
 """Settings of ``ModelSpec`` that format 1 did not begin with. At its default one is left out of the folder, so that older models keep their fingerprint:
 the default of a setting in this list can never change."""
 

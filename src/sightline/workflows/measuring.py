@@ -119,7 +119,7 @@ def evaluate(
 def _is_benchmark(protocol: str) -> bool:
     name, benchmarks, by_labels = protocol.partition(",")[0], catalog.names("benchmarks"), ["auto", *catalog.names("protocols")]
     if name not in (*benchmarks, *by_labels):
-        raise UsageError(f"unknown protocol '{name}'{nearest(name, [*benchmarks, *by_labels])}")
+        raise UsageError(f"unknown protocol '{name}'{nearest(name, [*benchmarks, *by_labels, *catalog.names('dense_protocols')])}")
     return name in benchmarks
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from sightline import catalog
-from sightline.errors import UsageError, nearest
-from sightline.recipe import override
+from sightline.recipe import configured
 from sightline.search.rerank.base import Chain, Reranker
 
 
@@ -23,9 +20,4 @@ def parse(text: str) -> Reranker:
 def _stage(text: str) -> Reranker:
     name, *settings = (part.strip() for part in text.split(","))
     reranker: Reranker = catalog.find("rerankers", name)()
-    known = [item.name for item in dataclasses.fields(reranker)]  # type: ignore[arg-type]
-    for setting in settings:
-        key = setting.partition("=")[0].strip()
-        if key not in known:
-            raise UsageError(f"re-ranker '{name}' has no setting '{key}'{nearest(key, known)}")
-    return override(reranker, settings)
+    return configured(reranker, f"re-ranker '{name}'", settings)

@@ -1,0 +1,106 @@
+"""Measuring patch features by the dense protocols: one model, one data set in its own layout, a page to look at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline import catalog, runtime
+from sightline.data.images import BadFiles
+from sightline.errors import explain_os_error
+from sightline.evaluate.dense import parse
+from sightline.evaluate.dense.base import DenseResult
+from sightline.html import Number, Page
+from sightline.nn import model_folder
+from sightline.runtime import Precision
+from sightline.workflows.common import write_bad_files
+
+NUM_SHOWN = 12
+"""Pictures on a page."""
+
+
+@dataclass(frozen=True)
+class DenseEvaluation:
+    """Measures, what they were measured with and on, and the files that could not be read."""
+
+    model: str
+    fingerprint: str
+    data: str
+    result: DenseResult
+    bad_summary: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: ``metrics`` by their usual names, with how they were measured."""
+        about = {"model": self.model, "fingerprint": self.fingerprint, "data": self.data, "bad_files": self.bad_summary}
+        return {**about, **self.result.to_json()}
+
+    def to_text(self) -> str:
+        """Return the numbers as lines to read."""
+        found = self.result
+        counts = ", ".join(f"{num:,} {name}" for name, num in found.counts.items())
+        lines = [f"{self.model} on {self.data}: {found.protocol}, {counts}"]
+        lines += [f"  {name:12} {value:.4f}" for name, value in found.metrics.items()]
+        return "\n".join(lines)
+
+
+def is_dense(protocol: str) -> bool:
+    """Return whether ``protocol`` (with settings) names a dense one."""
+    return protocol.partition(",")[0].strip() in catalog.names("dense_protocols")
+
+
+def measure_dense(
+    model: str,
+    data: str | Path,
+    protocol: str,
+    *,
+    report: Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    command: str = "",
+) -> DenseEvaluation:
+    """Return how ``model``'s patch features do on ``data`` by a dense protocol; ``report`` is a folder to write the page into.
+
+    Raises:
+        UsageError: the model or data cannot be read, or the protocol has no such setting.
+    """
+    how, bad_files = parse(protocol), BadFiles()
+    encoder = model_folder.load(model, device=runtime.device(device))
+    result = how.measure(encoder, Path(data), bad_files, precision=precision, num_shown=NUM_SHOWN if report else 0)
+    summary = bad_files.summary(sum(result.counts.values()), *([report / "bad_files.jsonl"] if report else []))
+    evaluation = DenseEvaluation(str(model), encoder.fingerprint, str(data), result, summary)
+    if report is not None:
+        _write(report, evaluation, bad_files, command)
+    return evaluation
+
+
+def _write(folder: Path, evaluation: DenseEvaluation, bad_files: BadFiles, command: str) -> None:
+    result = evaluation.result
+    counts = ", ".join(f"{num:,} {name}" for name, num in result.counts.items())
+    page = Page(
+        "Dense evaluation",
+        f"{result.protocol}: {counts}",
+        [("model", f"{evaluation.model} ({evaluation.fingerprint})"), ("data", evaluation.data)],
+    )
+    page.section("Numbers").numbers([Number(name, f"{100 * value:.1f} %") for name, value in result.metrics.items()])
+    if result.groups:
+        names = list(dict.fromkeys(name for values in result.groups.values() for name in values))
+        rows = [
+            [group, *(f"{100 * values[name]:.1f}" if name in values else "-" for name in names)] for group, values in result.groups.items()
+        ]
+        page.section("One by one", "Per cent.").table(["", *names], rows)
+    if result.shown:
+        page.section("Pictures").picture_strip(result.shown)
+    page.section("Method").text(", ".join(f"{name} {value}" for name, value in result.settings.items()))
+    if bad_files:
+        page.details("Files that could not be read", [f"{path}: {reason}" for path, reason in bad_files.items()])
+    if command:
+        page.text("Made by:").code(command)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model_folder.write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise explain_os_error(error, f"writing the report in '{folder}'") from error
+    page.write(folder / "index.html")
+    write_bad_files(bad_files, folder)
