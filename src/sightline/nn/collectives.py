@@ -45,6 +45,37 @@ def gather(local: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: torch.Tensor) -> torch.Tensor:
+        total = local.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(local: torch.Tensor) -> torch.Tensor:
+    """Return the sum of every rank's tensor, the same on every rank; the gradient of each rank's loss flows back to all.
+
+    It is for losses that are each rank's own, whose gradients DDP averages: then the parameters' gradient is that of one process.
+    """
+    if world_size() == 1:
+        return local
+    total: torch.Tensor = _Sum.apply(local)
+    return total
+
+
+def mean_over_ranks(local: torch.Tensor) -> torch.Tensor:
+    """Return the mean of every rank's tensor, without a gradient."""
+    with torch.no_grad():
+        return sum_over_ranks(local.detach()) / world_size()
+
+
 def broadcast(value: torch.Tensor) -> torch.Tensor:
     """Return the first rank's tensor on every rank; all ranks give one of the same shape and type."""
     if world_size() > 1:
