@@ -5,7 +5,7 @@ One legend of dimension letters, everywhere in the project:
     B  images in a batch          N  patch tokens of one image      P  prefix tokens (class, distillation, registers)
     M  rows of a collection       D  width of a token or descriptor C  classes
     Q  queries                    G  gallery rows                   K  results a query
-    H, W  height and width of an image in pixels
+    H, W  height and width of an image in pixels                    V  crops of one size of an image
 
 ``similarity`` rises when closer, ``distance`` falls when closer.
 """
@@ -34,12 +34,15 @@ UNIT_LENGTH_TOLERANCE = 1e-3
 class Batch:
     """Images on their way into a model: ``images`` float32 ``[B, 3, H, W]``, ``labels`` int64 ``[B]``, ``rows`` int64 ``[B]``.
 
-    ``rows`` are positions in the ``Records`` that the images came from.
+    ``rows`` are positions in the ``Records`` that the images came from. ``crops`` are several crops of the same images, one tensor a
+    size, float32 ``[V, B, 3, h, w]`` with V crops of each image, the global ones first; ``images`` is then the first global crop,
+    ``crops[0][0]`` itself and no copy.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     rows: torch.Tensor
+    crops: tuple[torch.Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         num = self.images.shape[0]
@@ -47,13 +50,24 @@ class Batch:
             raise ValueError(
                 f"a Batch needs images [B, 3, H, W], labels [B], rows [B]; got {tuple(self.images.shape)}, {tuple(self.labels.shape)}, {tuple(self.rows.shape)}"
             )
+        shapes = [tuple(crops.shape) for crops in self.crops]
+        if shapes and (any(len(shape) != 5 or shape[1] != num for shape in shapes) or shapes[0][1:] != self.images.shape):
+            raise ValueError(f"a Batch needs crops [V, B, 3, h, w], images being crops[0][0]; got {shapes}, {tuple(self.images.shape)}")
+
+    @classmethod
+    def of_crops(cls, crops: tuple[torch.Tensor, ...], labels: torch.Tensor, rows: torch.Tensor) -> Batch:
+        """Return the batch of these crops: ``images`` is the first global crop."""
+        return cls(crops[0][0], labels, rows, crops)
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``; copies overlap with compute where the memory is pinned."""
-        return Batch(*(part.to(device, non_blocking=True) for part in (self.images, self.labels, self.rows)))
+        labels, rows = (part.to(device, non_blocking=True) for part in (self.labels, self.rows))
+        if self.crops:
+            return Batch.of_crops(tuple(crops.to(device, non_blocking=True) for crops in self.crops), labels, rows)
+        return Batch(self.images.to(device, non_blocking=True), labels, rows)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,40 @@ class AugmentSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CropSpec:
+    """How an image becomes several crops, for learning without labels; the defaults are DINO's.
+
+    Tuples run over groups of crops of one size. The first group holds the global crops, which a teacher sees; the others are local.
+    """
+
+    crop_px: tuple[int, ...] = (224, 96)
+    num_crops: tuple[int, ...] = (2, 8)
+    crop_min_area: tuple[float, ...] = (0.4, 0.05)  # shares of the image's area
+    crop_max_area: tuple[float, ...] = (1.0, 0.4)
+    crop_flip: float = 0.5  # probability of a horizontal mirror
+    crop_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation by up to a share; hue in turns
+    crop_jitter_p: float = 0.8  # probability that a crop is jittered at all
+    crop_gray: float = 0.2  # probability of a grey crop
+    crop_blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # probability of a blur: the first global crop, the further ones, local ones
+    crop_solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)  # and that all levels from 128 on are inverted
+
+    def __post_init__(self) -> None:
+        num = len(self.crop_px)
+        _require(
+            num > 0 and num == len(self.num_crops) == len(self.crop_min_area) == len(self.crop_max_area),
+            "crop_px, num_crops, crop_min_area and crop_max_area need one value for each size of crops, such as crop_px=224,96 num_crops=2,8",
+        )
+        _require(min(*self.crop_px, *self.num_crops) > 0, "crop_px and num_crops must be positive")
+        areas = zip(self.crop_min_area, self.crop_max_area, strict=True)
+        _require(all(0 < low <= high <= 1 for low, high in areas), "crop_min_area and crop_max_area are shares of an image, from and to")
+        shares = (self.crop_flip, self.crop_jitter_p, self.crop_gray, *self.crop_jitter, *self.crop_blur, *self.crop_solarize)
+        _require(
+            all(0 <= share <= 1 for share in shares) and self.crop_jitter[3] <= 0.5,
+            "crop_flip, crop_jitter_p, crop_gray, crop_blur and crop_solarize are probabilities, crop_jitter shares (its last, hue, at most 0.5)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A backbone and its head: what the encoder is, but for the weights."""
 

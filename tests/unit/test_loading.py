@@ -10,13 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sightline.contracts import Batch
 from sightline.data.images import BadFiles, BadImage
 from sightline.data.loading import BATCHES_AHEAD, decode_stream, open_image, sample_seed, train_batches
+from sightline.data.multicrop import MultiCropTransform
 from sightline.data.records import Records, read_records
 from sightline.data.samplers import PKSampler
 from sightline.data.transforms import EvalTransform, TrainTransform, eval_transform, train_transform
 from sightline.errors import DataError
-from sightline.recipe import AugmentSpec, ImageSpec
+from sightline.recipe import AugmentSpec, CropSpec, ImageSpec
 
 SPEC = ImageSpec(image_px=8, resize_px=10)
 NUM_CLASSES, NUM_EACH = 4, 5
@@ -198,3 +200,47 @@ def test_a_box_is_cut_out_before_anything_else(tmp_path: Path) -> None:
     assert open_image(records, 2).size == (5, 5)
     with pytest.raises(BadImage, match="box outside: the image is 40 x 40 pixels"):
         open_image(records, 3)
+
+
+# --- several crops
+
+
+def several(spec: CropSpec | None = None) -> MultiCropTransform:
+    return MultiCropTransform(SPEC, spec or CropSpec(crop_px=(8, 4), num_crops=(2, 3)))
+
+
+def test_a_batch_of_crops_is_crop_major_and_its_images_are_the_first_global_crop(records: Records) -> None:
+    sampler = PKSampler(records.labels, 2, 3, seed=1)  # type: ignore[arg-type]
+    plain = CropSpec(crop_px=(8, 4), num_crops=(2, 3), crop_jitter_p=0, crop_gray=0, crop_solarize=(0, 0, 0))
+    (batch,) = train_batches(records, sampler, several(plain), num_steps=1)
+    rows = sampler.batch(0)
+    assert [tuple(crops.shape) for crops in batch.crops] == [(2, 6, 3, 8, 8), (3, 6, 3, 4, 4)]
+    assert all(crops.dtype == torch.float32 for crops in batch.crops)
+    assert greys(batch.crops[0].flatten(0, 1)) == (10 * rows).tolist() * 2  # DINO's order: first crops of all images, then second ones
+    for one in (batch, batch.to(torch.device("cpu"))):
+        assert one.images.data_ptr() == one.crops[0].data_ptr()
+        assert torch.equal(one.images, batch.crops[0][0])
+        assert one.labels.tolist() == (rows // NUM_EACH).tolist()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_crops_are_the_same_whatever_the_processes_even_with_bad_files(records: Records, tmp_path: Path, num_workers: int) -> None:
+    records = damaged(records, tmp_path, 0, 6, 7)
+    sampler = PKSampler(records.labels, 4, 3)  # type: ignore[arg-type]
+    whole = list(train_batches(records, sampler, several(), num_steps=2))
+    parts = [
+        list(train_batches(records, sampler, several(), num_steps=2, rank=rank, world_size=2, num_workers=num_workers)) for rank in range(2)
+    ]
+    for step, batch in enumerate(whole):
+        for group, crops in enumerate(batch.crops):
+            assert torch.equal(crops, torch.cat([part[step].crops[group] for part in parts], dim=1))
+        assert torch.equal(batch.rows, torch.cat([part[step].rows for part in parts]))
+        assert len(batch) == 12
+
+
+def test_a_batch_refuses_crops_that_are_not_of_its_images() -> None:
+    crops, labels = torch.zeros(2, 3, 3, 8, 8), torch.arange(3)
+    assert len(Batch.of_crops((crops, torch.zeros(4, 3, 3, 4, 4)), labels, labels)) == 3
+    for wrong in ((crops, torch.zeros(4, 2, 3, 4, 4)), (crops[0],), (torch.zeros(2, 3, 3, 4, 4),)):
+        with pytest.raises(ValueError, match=r"a Batch needs crops \[V, B, 3, h, w\]"):
+            Batch(crops[0], labels, labels, wrong)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sightline.errors import RecipeError
 from sightline.recipe import (
     AugmentSpec,
+    CropSpec,
     DataSpec,
     ImageSpec,
     ModelSpec,
@@ -198,3 +199,37 @@ def test_the_resized_length_follows_the_input_unless_given() -> None:
 def test_a_batch_is_p_times_k() -> None:
     assert DataSpec(classes_per_batch=5, images_per_class=7).batch == 35
     assert AugmentSpec().flip == 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cropping(Recipe):
+    crops: CropSpec = field(default_factory=CropSpec)
+
+
+def test_crops_are_set_by_short_names_that_no_other_field_has() -> None:
+    for item in dataclasses.fields(CropSpec):
+        assert full_path(Cropping(), item.name) == f"crops.{item.name}"
+    moby = override(Cropping(), ["crop_px=64", "num_crops=2", "crop_min_area=0.08", "crop_max_area=1", "crop_jitter=0.4,0.4,0.2,0.1"])
+    assert moby.crops == CropSpec(crop_px=(64,), num_crops=(2,), crop_min_area=(0.08,), crop_max_area=(1.0,))
+    assert from_plain(Cropping, to_plain(moby)) == moby
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_crops": (2,)}, "one value for each size of crops"),
+        ({"crop_px": (), "num_crops": (), "crop_min_area": (), "crop_max_area": ()}, "one value for each size of crops"),
+        ({"num_crops": (2, 0)}, "crop_px and num_crops must be positive"),
+        ({"crop_px": (0, 96)}, "crop_px and num_crops must be positive"),
+        ({"crop_min_area": (0.4, 0.5)}, "shares of an image, from and to"),
+        ({"crop_max_area": (1.0, 1.1)}, "shares of an image, from and to"),
+        ({"crop_min_area": (0.4, 0.0)}, "shares of an image, from and to"),
+        ({"crop_flip": 1.5}, "are probabilities"),
+        ({"crop_blur": (1.0, -0.1, 0.5)}, "are probabilities"),
+        ({"crop_jitter": (0.4, 0.4, 0.2, 0.6)}, "hue, at most 0.5"),
+    ],
+)
+def test_crops_that_cannot_be_made_are_told_in_one_line(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        CropSpec(**wrong)
+    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ from sightline.contracts import Batch, IntArray
 from sightline.data.images import BadFiles, BadImage, decode
 from sightline.data.records import Records
 from sightline.data.samplers import Sampler
-from sightline.data.transforms import Transform
+from sightline.data.transforms import CropTransform, Pixels, Transform
 from sightline.errors import DataError
 
 Source = Records | Sequence[Path | bytes]
@@ -49,9 +49,9 @@ def open_image(records: Records, row: int, short_px: int | None = None) -> Image
 
 
 class _Loaded(NamedTuple):
-    """What a worker hands over: pixels uint8 [B, 3, H, W], rows, the bad files met, or the reason to stop."""
+    """What a worker hands over: pixels uint8 [B, 3, H, W], or of crops [V, B, 3, h, w] for each size; rows, the bad files met, or the reason to stop."""
 
-    pixels: torch.Tensor
+    pixels: torch.Tensor | Sequence[torch.Tensor]
     rows: torch.Tensor
     bad: list[tuple[str, str]]
     stop: str = ""
@@ -60,14 +60,16 @@ class _Loaded(NamedTuple):
 class _Steps(Dataset[Any]):
     """The steps of a run; item ``step`` is this rank's share of the step's batch."""
 
-    def __init__(self, records: Records, sampler: Sampler, transform: Transform, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, records: Records, sampler: Sampler, transform: Transform | CropTransform, seed: int, rank: int, world_size: int
+    ) -> None:
         self.records, self.sampler, self.transform = records, sampler, transform
         self.seed, self.rank, self.world_size = seed, rank, world_size
 
     def __getitem__(self, step: int) -> _Loaded:
         batch = self.sampler.batch(step)
         share = len(batch) // self.world_size
-        images: list[torch.Tensor] = []
+        images: list[Pixels] = []
         rows: list[int] = []
         bad: list[tuple[str, str]] = []
         for position in range(self.rank * share, (self.rank + 1) * share):
@@ -78,9 +80,9 @@ class _Steps(Dataset[Any]):
                 return _Loaded(torch.empty(0), torch.empty(0), bad, str(error))
             images.append(pixels)
             rows.append(row)
-        return _Loaded(torch.stack(images), torch.tensor(rows), bad)
+        return _Loaded(_stacked(images), torch.tensor(rows), bad)
 
-    def _read(self, batch: IntArray, position: int, step: int, bad: list[tuple[str, str]]) -> tuple[int, torch.Tensor]:
+    def _read(self, batch: IntArray, position: int, step: int, bad: list[tuple[str, str]]) -> tuple[int, Pixels]:
         """Return the image of a position; for a bad file, of the next readable row of its class, so far as possible one not in the batch.
 
         It depends on the global batch alone, so every split of it among processes makes the same choice.
@@ -105,6 +107,13 @@ class _Steps(Dataset[Any]):
         yield from map(int, after[taken])
 
 
+def _stacked(images: list[Pixels]) -> Pixels:
+    """Return images ``[3, H, W]`` as one batch, or crops ``[V, 3, h, w]`` as one batch for each size."""
+    if isinstance(images[0], torch.Tensor):
+        return torch.stack([image for image in images if isinstance(image, torch.Tensor)])
+    return tuple(torch.stack(crops, dim=1) for crops in zip(*images, strict=True))
+
+
 def sample_seed(seed: int, step: int, position: int) -> int:
     """Return the seed of one sample's augmentation, from the run's seed, the step and the position in the global batch."""
     return int(np.random.SeedSequence([seed, step, position, 3]).generate_state(1, np.uint64)[0])
@@ -113,7 +122,7 @@ def sample_seed(seed: int, step: int, position: int) -> int:
 def train_batches(
     records: Records,
     sampler: Sampler,
-    transform: Transform,
+    transform: Transform | CropTransform,
     *,
     start_step: int = 0,
     num_steps: int,
@@ -128,7 +137,7 @@ def train_batches(
 
     The sampler gives the global batch; rank r takes its r-th contiguous share, and each sample's augmentation is seeded by its
     position in the global batch, so two processes together see what one alone would. A bad file is noted in ``bad_files`` and
-    replaced by the next readable image of its class.
+    replaced by the next readable image of its class. A transform that makes crops fills ``Batch.crops``.
 
     Raises:
         DataError: the batch does not divide among the processes, or a class has no readable image.
@@ -154,8 +163,12 @@ def train_batches(
                 bad_files.add(path, reason)
         if loaded.stop:
             raise DataError(loaded.stop)
-        pixels = loaded.pixels.to(where, non_blocking=True)
-        yield Batch(transform.normalise(pixels), labels[loaded.rows].to(where, non_blocking=True), loaded.rows)
+        names = labels[loaded.rows].to(where, non_blocking=True)
+        if isinstance(loaded.pixels, torch.Tensor):
+            yield Batch(transform.normalise(loaded.pixels.to(where, non_blocking=True)), names, loaded.rows)
+        else:
+            crops = tuple(transform.normalise(pixels.to(where, non_blocking=True)) for pixels in loaded.pixels)
+            yield Batch.of_crops(crops, names, loaded.rows)
 
 
 def _quiet_interrupt(worker: int) -> None:

@@ -34,9 +34,12 @@ ASPECT_RATIOS = (3 / 4, 4 / 3)
 MAX_ASPECT = 16
 """A strip of 1 x 60,000 pixels brought to a short side of 256 would fill 12 GB: beyond this aspect the ends of an image are left out."""
 
+Pixels = torch.Tensor | tuple[torch.Tensor, ...]
+"""What a transform makes of an image: uint8 ``[3, H, W]``, or of crops ``[V, 3, h, w]`` for each size."""
+
 
 class Transform(Protocol):
-    """What the loaders ask of a transform."""
+    """What the loaders ask of a transform that makes one image of each."""
 
     @property
     def short_px(self) -> int | None:
@@ -52,8 +55,27 @@ class Transform(Protocol):
         ...
 
 
+class CropTransform(Protocol):
+    """What the training loader asks of a transform that makes several crops of each image."""
+
+    @property
+    def short_px(self) -> int | None:
+        """The short side that a decoded image must keep; None keeps all."""
+        ...
+
+    def pixels(self, image: Image.Image, seed: int) -> tuple[torch.Tensor, ...]:
+        """Return uint8 ``[V, 3, h, w]`` for each size, the global crops first; chance comes from ``seed`` alone."""
+        ...
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 for uint8 ``[..., 3, h, w]``, on the same device."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Normalises(ABC):
+class Normalises:
+    """The second half of every transform."""
+
     image: ImageSpec
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -67,6 +89,9 @@ class _Normalises(ABC):
             return torch.from_numpy(floats)
         return pixels.to(torch.float32).mul_(torch.from_numpy(scale).to(pixels.device)).sub_(torch.from_numpy(shift).to(pixels.device))
 
+
+@dataclass(frozen=True)
+class _OneImage(Normalises, ABC):
     def __call__(self, image: Image.Image, seed: int = 0) -> torch.Tensor:
         """Return the image as float32 ``[3, H, W]``."""
         return self.normalise(self.pixels(image, seed))
@@ -77,7 +102,7 @@ class _Normalises(ABC):
 
 
 @dataclass(frozen=True)
-class EvalTransform(_Normalises):
+class EvalTransform(_OneImage):
     """Resize, centre crop; the seed is not used."""
 
     @property
@@ -93,7 +118,7 @@ class EvalTransform(_Normalises):
 
 
 @dataclass(frozen=True)
-class TrainTransform(_Normalises):
+class TrainTransform(_OneImage):
     """The recipe's augmentation: crop, mirror, rotation, colour, RandAugment, an erased box."""
 
     augment: AugmentSpec
@@ -201,14 +226,16 @@ def _packed(pixels: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.numpy()))  # in NumPy for normalise's reason
 
 
-def random_area(random: Random, size: tuple[int, int], min_area: float) -> tuple[int, int, int, int]:
-    """Return (left, top, right, bottom) of a random part of an image: its area uniform from ``min_area`` to 1, its aspect log-uniform.
+def random_area(random: Random, size: tuple[int, int], min_area: float, max_area: float = 1.0) -> tuple[int, int, int, int]:
+    """Return (left, top, right, bottom) of a random part of an image.
+
+    Its share of the area is uniform from ``min_area`` to ``max_area``, its aspect log-uniform.
 
     After ten areas that do not fit, the centre as large as the aspects allow, as torchvision's RandomResizedCrop does.
     """
     full_width, full_height = size
     for _ in range(10):
-        area = full_width * full_height * random.uniform(min_area, 1)
+        area = full_width * full_height * random.uniform(min_area, max_area)
         aspect = math.exp(random.uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1])))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= full_width and 0 < height <= full_height:
