@@ -1,18 +1,18 @@
-"""Make golden/selfpatch.json: what the authors' DINO and SelfPatch answer, part by part and over two steps of training. Not part of the
+"""Make golden/selfpatch.json: what the authors' DINO, SelfPatch and MoBY answer, part by part and over two steps of training. Not part of the
 test run.
 
-    python tests/parity/make_selfpatch_golden.py --dino CHECKOUT --selfpatch CHECKOUT
+    python tests/parity/make_selfpatch_golden.py --dino CHECKOUT --selfpatch CHECKOUT --moby CHECKOUT
 
-It needs checkouts of facebookresearch/dino and alinlab/SelfPatch beside what the project needs. `filling.fill` makes every weight and
-input from its name, so the file holds answers alone: an array's `filling.fingerprint`, by the reference's own name. A test maps our names
-to the reference's, fills, and compares.
+It needs checkouts of facebookresearch/dino, alinlab/SelfPatch and SwinTransformer/Transformer-SSL beside what the project needs; what there is
+to know of the last is told in `moby_reference.py`. `filling.fill` makes every weight and input from its name, so the file holds answers
+alone: an array's `filling.fingerprint`, by the reference's own name. A test maps our names to the reference's, fills, and compares.
 
 Names. Parameters are filled by the name they have in the training wrapper: `backbone.` (ViT), `head.` (DINO), `ca_head.`, `c_head.`,
 `p_head.` (SelfPatch); the teacher's by `teacher.` before that, unlike the references, whose teacher begins as the student: so a loss tells
 one from the other. A frozen `weight_g` is 1 in student and teacher. Drop path is 0; the references give the student 0.1, the teacher none.
-"float32" answers show how far that alone is from "float64"; of training, only losses, and `student_apart`, the furthest of all parameters:
-it is of the size of the learning rate, because AdamW makes whole steps of the rounding in keys' biases, whose gradient is 0 (1e-17 in the
-file: compare with an absolute tolerance, or in float64).
+"float32" answers show how far that alone is from "float64"; of training, only losses, and `apart`, the furthest parameter of student and
+teacher: as far as the learning rate, because AdamW makes whole steps of the rounding in keys' biases, whose gradient is 0 (1e-17 in the file:
+compare with an absolute tolerance). SelfPatch's other parameters end within 7e-7 of float64's; compare in float64.
 
 Model. Width 24, 3 heads, 2 blocks, patches of 16 px, LayerNorm's eps 1e-6; position table for 224 px. Head: 24-32-32-16, L2 norm, weight-normed
 64 (patches: 48) without bias. Initial values the fill replaces: truncated normal 0.02 for linear layers, tokens and tables, biases 0;
@@ -43,6 +43,7 @@ import json
 import subprocess
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +51,7 @@ from typing import Any
 import numpy as np
 import torch
 from filling import fill, fill_module, fingerprint, rounded
+from moby_reference import moby_answers
 from references import (
     BATCH,
     CROPS_PX,
@@ -255,14 +257,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dino", type=Path, required=True, help="checkout of facebookresearch/dino")
     parser.add_argument("--selfpatch", type=Path, required=True, help="checkout of alinlab/SelfPatch")
+    parser.add_argument("--moby", type=Path, required=True, help="checkout of SwinTransformer/Transformer-SSL")
     arguments = parser.parse_args()
     on_one_processor()
     golden = {
         "made": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "timm": version("timm"),
         "dino": {"origin": f"github facebookresearch/dino {commit(arguments.dino)}", **dino_answers(arguments.dino)},
         "selfpatch": {"origin": f"github alinlab/SelfPatch {commit(arguments.selfpatch)}", **selfpatch_answers(arguments.selfpatch)},
+        "moby": {
+            "origin": f"github SwinTransformer/Transformer-SSL {commit(arguments.moby)}",
+            **moby_answers(arguments.moby, *imported(arguments.dino, "vision_transformer")),
+        },
     }
     GOLDEN.write_text(json.dumps(golden) + "\n", encoding="utf-8")
     print(GOLDEN, GOLDEN.stat().st_size)

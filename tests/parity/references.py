@@ -187,11 +187,11 @@ def self_distillation_steps(
 
 
 def in_both(run: Callable[[torch.dtype], tuple[list[dict[str, Any]], list[nn.Module]]]) -> dict[str, Any]:
-    """Return the steps in float64, and of those in float32 the losses and how far their parameters end from float64's."""
+    """Return the steps in float64, and of those in float32 the losses and how far the parameters of each model end from float64's."""
     (steps, models), (short, others) = run(torch.float64), run(torch.float32)
     apart = [
         max((p.double() - q.double()).abs().max().item() for p, q in zip(model.parameters(), other.parameters(), strict=True))
         for model, other in zip(models, others, strict=True)
     ]
     losses = [{name: value for name, value in step.items() if "loss" in name} for step in short]
-    return {"steps": steps, "float32": {"losses": losses, "student_apart": apart[0], "teacher_apart": apart[1]}}
+    return {"steps": steps, "float32": {"losses": losses, "apart": apart}}
