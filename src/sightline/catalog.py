@@ -25,6 +25,12 @@ RECIPES = {
     "classify/small": "sightline.methods.classify:small",
     "classify/finetune": "sightline.methods.classify:finetune",
     "classify/finetune-small": "sightline.methods.classify:finetune_small",
+    "selfpatch/tiny": "sightline.methods.selfpatch:tiny",
+    "selfpatch/small": "sightline.methods.selfpatch:small",
+    "selfpatch/imagenet": "sightline.methods.selfpatch:imagenet",
+    "selfpatch/coco": "sightline.methods.selfpatch:coco",
+    "selfpatch/dino-small": "sightline.methods.selfpatch:dino_small",
+    "selfpatch/dino-imagenet": "sightline.methods.selfpatch:dino_imagenet",
 }
 
 SWEEPS = {
@@ -33,11 +39,15 @@ SWEEPS = {
     "irt/pooling": "sightline.methods.irt:poolings",
     "irt/margin-koleo": "sightline.methods.irt:margin_koleo",
     "irt/tuples-koleo": "sightline.methods.irt:tuples_koleo",
+    "selfpatch/components": "sightline.methods.selfpatch:components",
+    "selfpatch/neighbours": "sightline.methods.selfpatch:neighbours",
+    "selfpatch/patch-weight": "sightline.methods.selfpatch:patch_weights",
 }
 
 METHODS = {
     "irt": "sightline.methods.irt:IRT",
     "classify": "sightline.methods.classify:Classify",
+    "selfpatch": "sightline.methods.selfpatch:SelfPatch",
 }
 
 DATASETS = {

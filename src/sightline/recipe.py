@@ -21,7 +21,7 @@ from sightline.runtime import Precision
 
 R = TypeVar("R")
 
-Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "rmac"]
+Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "rmac", "class_attention"]
 Whiten = Literal["none", "pca", "supervised"]
 PositionsResize = Literal["timm", "jax"]
 PositionsAt = Literal["timm", "dino"]
@@ -188,6 +188,7 @@ class TrainSpec:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-5
     weight_decay: float = 5e-4
+    weight_decay_growth: float = 1.0  # by a cosine, the weight decay ends at this times its beginning
     layer_decay: float = 1.0  # each block's learning rate is this times that of the block above it
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
@@ -195,6 +196,7 @@ class TrainSpec:
     lr_decay: float = 0.99  # exponential only: the rate is multiplied by this every lr_decay_steps
     lr_decay_steps: int = 400
     clip_norm: float = 0.0  # largest gradient norm; 0 does not clip
+    clip_each_norm: float = 0.0  # largest norm of each parameter's gradient by itself; 0 does not clip
     accumulate: int = 1  # batches a step: gradients are averaged; the loss of each sees only its own batch (and the memory)
     ema: float = 0.0  # decay of the averaged weights that are then evaluated and saved; 0 keeps none
     precision: Precision = "auto"
@@ -209,7 +211,12 @@ class TrainSpec:
             "steps must not be negative; accumulate, lr_decay_steps, log_every, validate_every and save_every must be positive",
         )
         _require(
-            self.lr > 0 and self.weight_decay >= 0 and 0 < self.layer_decay <= 1 and 0 < self.lr_decay <= 1 and 0 <= self.ema < 1,
+            self.lr > 0
+            and self.weight_decay >= 0
+            and self.weight_decay_growth >= 0
+            and 0 < self.layer_decay <= 1
+            and 0 < self.lr_decay <= 1
+            and 0 <= self.ema < 1,
             "lr must be positive, layer_decay and lr_decay in (0, 1], ema in [0, 1)",
         )
 

@@ -1,4 +1,4 @@
-"""The contract between a method and the one training loop: four verbs."""
+"""The contract between a method and the one training loop: four verbs, and one before the optimiser's step."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ import torch
 from torch import nn
 
 from sightline.contracts import Batch, LossTerms
+from sightline.data.transforms import CropTransform, Transform, train_transform
 from sightline.nn.encoder import Encoder
 from sightline.recipe import TrainSpec
 
-Measure = Literal["map@r", "accuracy@1"]
+Measure = Literal["map@r", "accuracy@1", "last"]
 
 
 class Method(nn.Module, ABC):
     """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free.
 
     ``chosen_by`` is the validation measure that chooses a run's model: ``map@r`` on classes that training does not see, or ``accuracy@1``
-    of the encoder's head on images that training does not see, of the classes that it does.
+    of the encoder's head on images that training does not see, of the classes that it does; ``last`` keeps the last model, whatever
+    is measured on the way. ``needs_labels`` is False where it learns from images alone.
     """
 
     chosen_by: ClassVar[Measure] = "map@r"
+    needs_labels: ClassVar[bool] = True
+
+    @classmethod
+    def transform(cls, recipe: Any) -> Transform | CropTransform:
+        """Return how a training image becomes pixels."""
+        return train_transform(recipe.augment, recipe.image)
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> LossTerms:
         """Return the loss of one batch at one step (counted from 0)."""
+
+    def before_step(self, step: int) -> None:
+        """Change the gradients, already clipped, before the optimiser's step."""
 
     def after_step(self, step: int) -> None:
         """Update what follows the weights without a gradient (teacher, momentum encoder); called after the optimiser's step."""

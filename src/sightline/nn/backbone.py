@@ -74,6 +74,12 @@ class Backbone(nn.Module):
         return "hybrid" if found == "vit" and isinstance(getattr(self.net, "patch_embed", None), HybridEmbed) else found
 
     @property
+    def num_heads(self) -> int:
+        """The attention heads of the last block; where there is no attention, as many as have 64 of the width each."""
+        heads = [int(part.num_heads) for part in self.net.modules() if isinstance(getattr(part, "num_heads", None), int)]
+        return heads[-1] if heads and self.width % heads[-1] == 0 else max(1, self.width // 64)
+
+    @property
     def multiple_px(self) -> int:
         """What the sides of an image must be multiples of: the patch's side, 1 where the network takes any size."""
         ratio = getattr(getattr(self.net, "patch_embed", None), "feat_ratio", None)

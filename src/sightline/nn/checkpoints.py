@@ -27,7 +27,18 @@ from sightline.errors import ModelError
 from sightline.nn.positions import resize_positions
 from sightline.recipe import PositionsResize
 
-HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "classifier.", "fc_norm.", "attn_pool.", "pre_logits.", "projection.", "reduction.")
+HEAD_PREFIXES = (
+    "head.",
+    "head_dist.",
+    "fc.",
+    "classifier.",
+    "fc_norm.",
+    "attn_pool.",
+    "pre_logits.",
+    "projection.",
+    "reduction.",
+    "class_attention.",
+)
 """Weights that a file may hold and a headless backbone has no place for: the one list that loading may leave out."""
 
 TRIGGERS = ("mask_token",)

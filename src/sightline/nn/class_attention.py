@@ -172,7 +172,7 @@ def closest_neighbours(patches: torch.Tensor, grid: tuple[int, int], *, size: in
     Source: Yun et al. 2022, arXiv 2206.07990, section 3.2 (positive matching).
     """
     rows, is_there = (table.to(patches.device) for table in window(grid, size, wrap))  # [N, S]
-    unit = F.normalize(patches.float(), dim=2).unflatten(1, grid)  # [B, rows, columns, D]
+    unit = F.normalize(patches if patches.dtype == torch.float64 else patches.float(), dim=2).unflatten(1, grid)  # [B, rows, columns, D]
     offsets = _offsets(size)
     similarity: dict[tuple[int, int], torch.Tensor] = {}
     for down, right in offsets[len(offsets) // 2 :]:  # a pair is alike seen from either end: half of the offsets tell the other half

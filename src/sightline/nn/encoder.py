@@ -17,6 +17,8 @@ from sightline.data.images import BadImage, decode
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError
 from sightline.nn.backbone import Backbone, build
+from sightline.nn.checkpoints import read_weights
+from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
 from sightline.nn.pooling import OF_DISTILLATION, pool
@@ -42,6 +44,9 @@ class Encoder(nn.Module):
         self.backbone = backbone or build(model, image.image_px)
         pooled_width = self.backbone.width * (2 if model.pooling == "cls_dist_concat" else 1)
         self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
+        self.class_attention: ClassAttention | nn.Identity = nn.Identity()
+        if model.pooling == "class_attention":
+            self.class_attention = _class_attention(model, self.backbone)
         self.width = model.projection or pooled_width  # of what the reduction takes
         self.reduction: Reduction | nn.Identity = nn.Identity()
         self.classifier: Classifier | nn.Identity = nn.Identity()
@@ -83,9 +88,16 @@ class Encoder(nn.Module):
         return F.normalize(power_mean(of_scales, model.scale_p), dim=1)
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
-        tokens: Tokens = self.backbone(images)
-        pooled: torch.Tensor = self.projection(self.backbone.norm_pooled(pool(tokens, self.model.pooling, self.model.gem_p)))
-        return pooled
+        return self.pool_tokens(self.backbone(images))
+
+    def pool_tokens(self, tokens: Tokens) -> torch.Tensor:
+        """Return the pooled (and projected) vectors ``[B, D]`` of the backbone's tokens."""
+        if isinstance(self.class_attention, ClassAttention):
+            pooled = self.class_attention(tokens.patches)
+        else:
+            pooled = pool(tokens, self.model.pooling, self.model.gem_p)
+        projected: torch.Tensor = self.projection(self.backbone.norm_pooled(pooled))
+        return projected
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return the classifier's logits ``[B, C]`` of normalised images ``[B, 3, H, W]``, along its ``class_names``.
@@ -136,6 +148,17 @@ class Encoder(nn.Module):
             vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
         self.train(was_training)
         return vectors
+
+
+def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:
+    """Return the class-attention pooling, with the weights that a model's own file or folder has for it."""
+    made = ClassAttention(backbone.width, backbone.num_heads)
+    if model.weights not in ("hub", "auto", "random"):
+        held = read_weights(Path(model.weights))
+        own = {name.removeprefix("class_attention."): value for name, value in held.items() if name.startswith("class_attention.")}
+        if own:
+            made.load_state_dict(own)
+    return made
 
 
 def headless(model: ModelSpec) -> ModelSpec:

@@ -12,6 +12,11 @@ from sightline.nn.collectives import sum_over_ranks, world_size
 INIT_STD = 0.02
 
 
+def exact(x: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32, or as it is in float64: what unit lengths, softmax and losses are computed in."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class PrototypeHead(nn.Module):
     """Vectors ``[..., D]`` -> logits ``[..., K]``: an MLP, unit length, and the cosine with each of K prototypes (times the prototype's gain).
 
@@ -52,7 +57,9 @@ class PrototypeHead(nn.Module):
         """Return the logits ``[..., K]`` divided by ``temperature``."""
         x = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a unit vector's length is off by up to a hundredth
-            unit = F.normalize(x.float(), dim=-1) / temperature  # dividing K logits would be another pass over the largest tensor of the step
+            unit = (
+                F.normalize(exact(x), dim=-1) / temperature
+            )  # dividing K logits would be another pass over the largest tensor of the step
         logits: torch.Tensor = self.last_layer(unit)
         return logits
 
@@ -75,7 +82,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Return the normalised rows ``[M, D]``; in training, by the moments of all processes' rows."""
         if not self.training or world_size() == 1:
             return super().forward(rows)
-        x = rows.float()
+        x = exact(rows)
         num = x.shape[0] * world_size()
         mean = sum_over_ranks(x.sum(dim=0)) / num
         centred = x - mean

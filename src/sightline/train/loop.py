@@ -26,7 +26,7 @@ from sightline.progress import Bar, Meter
 from sightline.recipe import TrainSpec
 from sightline.train import checkpoint
 from sightline.train.compute import Compute
-from sightline.train.optim import build_optimizer, set_rate
+from sightline.train.optim import build_optimizer, clip_each, set_rate
 from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
 
@@ -193,8 +193,11 @@ class Loop:
                 (total / spec.accumulate).backward()
             for name, value in {"loss": total.detach(), **terms}.items():
                 sums[name] = sums.get(name, 0.0) + value / spec.accumulate
+        if spec.clip_each_norm:
+            clip_each(self.trained, spec.clip_each_norm)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, spec.clip_norm or math.inf)
         self._require_finite(sums, norm)
+        self.method.before_step(step)
         self.optimizer.step()
         self.method.after_step(step)
         if self.average is not None:
@@ -242,7 +245,7 @@ class Loop:
         if self.ranks.is_main and self.validate is not None:
             measured = self.validate(self.encoder())
             name, value = next(iter(measured.items()))
-            chosen = value > self.progress.best
+            chosen = self.method.chosen_by != "last" and value > self.progress.best
             if chosen:
                 self.progress.best, self.progress.best_step = value, self.progress.step
                 model_folder.save(self.encoder(), self.folder / "model")

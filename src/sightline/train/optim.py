@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ def build_optimizer(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.opti
     """Return the recipe's optimiser over the method's groups; each group remembers its base rate as ``base_lr``."""
     for group in groups:
         group["base_lr"] = group["lr"]
+        group["base_decay"] = group["weight_decay"]
     if spec.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=spec.lr, momentum=0.9)
     if spec.optimizer == "adam":
@@ -33,9 +35,27 @@ def rate_at(step: int, spec: TrainSpec) -> float:
     return spec.final_lr + (1.0 - spec.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
+def decay_at(step: int, spec: TrainSpec) -> float:
+    """Return what the weight decay of ``step`` (counted from 0) is a multiple of its beginning: a cosine from 1 to ``weight_decay_growth``."""
+    done = step / max(1, spec.steps)
+    return spec.weight_decay_growth + 0.5 * (1.0 - spec.weight_decay_growth) * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
 def set_rate(optimizer: torch.optim.Optimizer, step: int, spec: TrainSpec) -> float:
-    """Set every group's learning rate for ``step`` and return the recipe's, of which a group may have a multiple."""
+    """Set every group's learning rate and weight decay for ``step`` and return the recipe's, of which a group may have a multiple."""
     share = rate_at(step, spec)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share
+        group["weight_decay"] = group["base_decay"] * decay_at(step, spec)
     return spec.lr * share
+
+
+def clip_each(parameters: Sequence[torch.Tensor], limit: float) -> None:
+    """Bring the norm of each parameter's gradient, by itself, down to ``limit`` where it is above.
+
+    Source: Caron et al. 2021, arXiv 2104.14294, as in facebookresearch/dino ``clip_gradients``.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:
+        norms = torch._foreach_norm(gradients)
+        torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp_max(1.0) for norm in norms])
