@@ -16,6 +16,8 @@ TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,emb
 BATCH = ["classes_per_batch=2", "images_per_class=2"]
 TUPLE = ["tuples_per_batch=1", "negatives=2"]
 SHUFFLED = ["images_per_batch=4"]
+CROPS = ["crop_px=16,8", "num_crops=2,2", "crop_min_area=0.4,0.1", "crop_max_area=1.0,0.4", "wrap=clip"]
+HEADS = ["num_prototypes=8", "num_patch_prototypes=8", "head_hidden=16", "head_bottleneck=8", "freeze_last_steps=1"]
 
 
 def make(name: str) -> tuple[Recipe, Method]:
@@ -23,13 +25,21 @@ def make(name: str) -> tuple[Recipe, Method]:
     torch.manual_seed(0)
     named = catalog.find("recipes", name)()
     batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
-    recipe = override(named, [*TINY, *batches, *settings])
+    tiny = TINY
+    if not catalog.find("methods", name.partition("/")[0]).needs_labels:
+        has_patches = named.model.pooling == "class_attention"
+        args = ",class_token=false,final_norm=false,global_pool=" if has_patches else ""
+        tiny = [setting + args * setting.startswith("backbone_args") for setting in TINY]
+        batches = [*batches, *CROPS, *HEADS]
+    recipe = override(named, [*tiny, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
 
 
 def batch(seed: int = 0) -> Batch:
-    return Batch(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    random = torch.Generator().manual_seed(seed)
+    crops = tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (16, 8))
+    return Batch.of_crops(crops, torch.tensor([0, 0, 1, 1]), torch.arange(4))
 
 
 @pytest.fixture(params=[*catalog.names("recipes"), "irt/cub objective=normalised_softmax", "irt/cub objective=snca"])
