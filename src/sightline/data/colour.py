@@ -59,7 +59,7 @@ def hue(levels: FloatArray, turns: FloatArray) -> None:
 
     With the hue h in sixths of the circle, red is ``value - spread * clip(2 - d, 0, 1)``, where d is how far h lies from 3 along the
     circle and spread is the largest level less the smallest; green the same from 5, blue from 1. Everything here is multiplied by
-    spread, so that nothing is divided by it. In Pillow hue and saturation are bytes: there the result is up to 14 levels away, 1 to 2 on average.
+    spread, so that nothing is divided by it. In Pillow hue and saturation are bytes: a full colour comes out up to 14 levels away there.
     """
     red, green, blue = levels
     value = np.maximum(red, green)

@@ -3,7 +3,7 @@
 Source: Caron et al. 2021 (DINO), arXiv 2104.14294, section 3 and appendix; the chances are those of BYOL (Grill et al. 2020, arXiv
     2006.07733, appendix B), the radius of the blur is DINO's.
 Departs: levels are rounded once, at the end of a crop's way, not after each change; a hue is not a byte; the blur is a Gaussian cut at
-    three standard deviations, where Pillow's is three box blurs. Each change alone is within a level of Pillow's (hue and blur: on average).
+    three standard deviations, where Pillow's is three box blurs.
 """
 
 from __future__ import annotations
