@@ -97,14 +97,14 @@ class DavisProtocol(DenseProtocol):
                 groups |= {f"{video.name}_{number}": values for number, values in enumerate(measured, 1)}
                 num_frames += len(video.frames)
                 if num_shown:
-                    shown.append(run.shown(float(np.mean([values["j&f"] for values in measured])) if judged else math.nan))
+                    shown.append(run.shown(float(np.mean([values.get("j&f", math.nan) for values in measured]))))
         encoder.train(was_training)
         if not num_frames:
             raise DataError(f"no sequence of {videos.root} could be followed (first: {': '.join(bad_files.items()[0])})")
-        metrics = {name: _mean([values[name] for values in groups.values() if name in values]) for name in _METRICS} if judged else {}
         counts = {"sequences": len({name.rpartition("_")[0] for name in groups}), "objects": len(groups), "frames": num_frames}
+        groups = {name: values for name, values in groups.items() if values}
         settings = {**asdict(self), "year": videos.year, "resolution": videos.resolution}
-        return DenseResult(videos.name, metrics, groups if judged else {}, counts, settings, _spread(shown, num_shown))
+        return DenseResult(videos.name, _means(groups), groups, counts, settings, _spread(shown, num_shown))
 
     def _judged(self, videos: Davis) -> bool:
         lacking = next((video for video in videos.sequences if video.unmasked), None)
@@ -338,14 +338,16 @@ def _summary(j: DoubleArray, f: DoubleArray) -> dict[str, float]:
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values))
+def _means(groups: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each measure over the objects that have it."""
+    of = {name: [values[name] for values in groups.values() if name in values] for name in _METRICS}
+    return {name: float(np.mean(values)) for name, values in of.items() if values}
 
 
 def _spread(shown: list[tuple[float, Picture]], num: int) -> tuple[Picture, ...]:
     """Return up to ``num`` of the pictures, evenly from the best to the worst."""
     if not shown:
         return ()
-    best_first = [picture for _, picture in sorted(shown, key=lambda pair: -pair[0])]
+    best_first = [picture for _, picture in sorted(shown, key=lambda pair: (math.isnan(pair[0]), -pair[0]))]
     places = np.linspace(0, len(best_first) - 1, min(num, len(best_first))).round().astype(int)
     return tuple(best_first[place] for place in places)
