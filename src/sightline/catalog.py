@@ -71,7 +71,9 @@ BENCHMARKS = {
     "places": "sightline.data.sets.places:read",
 }
 
-DENSE_PROTOCOLS: dict[str, str] = {}
+DENSE_PROTOCOLS: dict[str, str] = {
+    "davis": "sightline.evaluate.dense.davis:DavisProtocol",
+}
 
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",

@@ -1,0 +1,61 @@
+"""DAVIS from the shell on a tiny made-up video: the numbers, the page, the masks, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.cli.main import main
+
+MODEL = "random:vit_tiny_patch16_224@64"
+
+
+def make(root: Path) -> Path:
+    """Two videos of four frames: a bright square goes over a dark, uneven ground; masks are 0 and 255, as in the 480p copy of 2016."""
+    ground = np.random.default_rng(0).integers(0, 90, (64, 128, 3), dtype=np.uint8)
+    for name, step_px in (("still", 0), ("moving", 6)):
+        for number in range(4):
+            mask = np.zeros((64, 128), np.uint8)
+            mask[16:48, 16 + step_px * number : 48 + step_px * number] = 255
+            for part, picture in (("JPEGImages", np.where(mask[..., None], np.uint8(220), ground)), ("Annotations", mask)):
+                path = root / part / "480p" / name / f"{number:05d}.{'jpg' if part == 'JPEGImages' else 'png'}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(path)
+    (root / "ImageSets" / "2016").mkdir(parents=True)
+    (root / "ImageSets" / "2016" / "val.txt").write_text("still\nmoving\n")
+    return root
+
+
+def test_a_video_is_followed_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, page = make(tmp_path / "DAVIS"), tmp_path / "page"
+    protocol = f"davis,short_px=64,context=2,masks={tmp_path / 'masks'}"
+    assert main(["evaluate", MODEL, "--data", str(root), "--protocol", protocol, "--report", str(page), "--device", "cpu", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["protocol"] == "davis 2016 val 480p"
+    assert answer["counts"] == {"sequences": 2, "objects": 2, "frames": 8}
+    assert list(answer["metrics"]) == ["j&f", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay"]
+    assert answer["groups"]["still_1"]["j"] > answer["groups"]["moving_1"]["j"] > 0.4
+    assert answer["groups"]["still_1"]["j_decay"] == pytest.approx(0, abs=0.02)
+    assert answer["settings"]["context"] == 2
+    assert json.loads((page / "metrics.json").read_text()) == answer
+    shown = (page / "index.html").read_text()
+    assert shown.count("<img") == 2
+    assert "moving_1" in shown
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 8
+
+
+def test_what_is_missing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "DAVIS")
+    for data, protocol, expected in (
+        (tmp_path / "DAVIS", "davis,split=train", "has no ImageSets/2017 or 2016/train.txt"),
+        (tmp_path / "DAVIS", "davis,contxt=3", "did you mean 'context'"),
+        (tmp_path / "masks", "davis", "davis is not there"),
+    ):
+        assert main(["evaluate", MODEL, "--data", str(data), "--protocol", protocol]) == 2
+        said = capsys.readouterr().err
+        assert expected in said
+        assert said.count("\n") == 1
