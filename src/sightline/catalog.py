@@ -61,7 +61,11 @@ BENCHMARKS = {
     "places": "sightline.data.sets.places:read",
 }
 
-DENSE_PROTOCOLS: dict[str, str] = {}
+DENSE_PROTOCOLS: dict[str, str] = {
+    "in-context": "sightline.evaluate.dense.incontext:InContext",
+    "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
+    "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
+}
 
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",
