@@ -73,6 +73,9 @@ BENCHMARKS = {
 
 DENSE_PROTOCOLS: dict[str, str] = {
     "davis": "sightline.evaluate.dense.davis:DavisProtocol",
+    "in-context": "sightline.evaluate.dense.incontext:InContext",
+    "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
+    "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
 }
 
 INDEX_ENGINES = {

@@ -45,6 +45,7 @@ WITHOUT_TORCH = [
     "sightline.data.sets.copydays",
     "sightline.data.sets.places",
     "sightline.data.sets.davis",
+    "sightline.data.sets.segmentation",
     "sightline.evaluate.compare_report",
     "sightline.evaluate.metrics",
     "sightline.evaluate.measured",
