@@ -61,7 +61,10 @@ BENCHMARKS = {
     "places": "sightline.data.sets.places:read",
 }
 
-DENSE_PROTOCOLS: dict[str, str] = {}
+DENSE_PROTOCOLS: dict[str, str] = {
+    "detect": "sightline.evaluate.dense.detect:Detect",
+    "detect-coco": "sightline.evaluate.dense.detect:coco_schedule",
+}
 
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",

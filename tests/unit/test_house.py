@@ -44,6 +44,7 @@ WITHOUT_TORCH = [
     "sightline.data.sets.gldv2",
     "sightline.data.sets.copydays",
     "sightline.data.sets.places",
+    "sightline.data.sets.coco",
     "sightline.evaluate.compare_report",
     "sightline.evaluate.metrics",
     "sightline.evaluate.measured",
