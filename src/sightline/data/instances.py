@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sightline.contracts import DetectionBatch, Instances, IntArray
+from sightline.contracts import BoolArray, DetectionBatch, Instances, IntArray
 from sightline.data.images import BadFiles, BadImage, decode
 from sightline.data.loading import sample_seed
 from sightline.data.samplers import ShuffleSampler
-from sightline.data.sets.coco import Annotated, Mask, Polygons, decode_runs
+from sightline.data.sets.coco import Annotated, Mask, Polygons, Runs, decode_runs, unpack_lengths
 from sightline.data.transforms import EvalTransform, to_pixels
 from sightline.errors import DataError, UsageError
 from sightline.recipe import ImageSpec
@@ -71,7 +71,7 @@ def rasterise(masks: list[Mask], size: tuple[int, int], scale: tuple[float, floa
     for place, mask in enumerate(masks):
         if isinstance(mask, Polygons):
             outlines = [(outline * np.array(scale, np.float32)).reshape(-1).astype(np.float64) for outline in mask.outlines]
-            found[place] = tools.decode(tools.merge(tools.frPyObjects(outlines, *size)))
+            found[place] = unpacked(tools.merge(tools.frPyObjects(outlines, *size)))
         else:
             whole = decode_runs(mask).astype(np.uint8)
             found[place] = np.asarray(Image.fromarray(whole).resize((size[1], size[0]), Image.Resampling.NEAREST))
@@ -85,6 +85,12 @@ def packed(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
         outlines = [outline.reshape(-1).astype(np.float64) for outline in mask.outlines]
         return dict(tools.merge(tools.frPyObjects(outlines, *size)))
     return dict(tools.encode(np.asfortranarray(decode_runs(mask).astype(np.uint8))))
+
+
+def unpacked(mask: Mapping[str, Any]) -> BoolArray:
+    """Return the mask ``[H, W]`` that pycocotools packed. (Its own decoding is a deprecated use of NumPy, which warns of it.)"""
+    height, width = mask["size"]
+    return decode_runs(Runs(unpack_lengths(mask["counts"].decode("ascii")), (height, width)))
 
 
 def open_annotated(data: Annotated, row: int) -> Image.Image:

@@ -238,7 +238,7 @@ def _mask(given: Any, size: IntArray) -> Mask | None:
         if (width, height) != tuple(size):
             raise ValueError(f"a mask of {width} x {height} pixels in an image of {size[0]} x {size[1]}")
         counts = given["counts"]
-        lengths = _unpacked(counts) if isinstance(counts, str) else np.array(counts, np.int64).reshape(-1)
+        lengths = unpack_lengths(counts) if isinstance(counts, str) else np.array(counts, np.int64).reshape(-1)
         if len(lengths) and (lengths.min() < 0 or int(lengths.sum()) != width * height):
             raise ValueError("run lengths that do not fill the image")
         return Runs(lengths, (height, width))
@@ -249,7 +249,7 @@ def _mask(given: Any, size: IntArray) -> Mask | None:
     return Polygons(kept) if kept else None
 
 
-def _unpacked(text: str) -> IntArray:
+def unpack_lengths(text: str) -> IntArray:
     """Return the run lengths of COCO's packed form: 5 bits a character from 48 on, the lowest first; from the fourth on, differences to the last but one."""
     lengths: list[int] = []
     value = shift = 0

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.data.instances import mask_tools, open_annotated, packed
+from sightline.data.instances import open_annotated, packed, unpacked
 from sightline.data.sets.coco import Annotated
 from sightline.evaluate.dense.average_precision import Found
 from sightline.html import Picture
@@ -45,7 +45,7 @@ def _draw(image: Image.Image, boxes: FloatArray, labels: IntArray, masks: Sequen
     if len(masks) == len(labels) and masks:
         pixels = np.asarray(image, np.float32).copy()
         for mask, label in zip(masks, labels, strict=True):
-            inside = mask_tools().decode(mask).astype(bool)
+            inside = unpacked(mask)
             pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(colours[label - 1], np.float32)
         image = Image.fromarray(pixels.round().astype(np.uint8))
     scale = SHOWN_PX / max(image.size)
