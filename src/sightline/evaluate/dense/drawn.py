@@ -53,7 +53,9 @@ def _draw(image: Image.Image, boxes: FloatArray, labels: IntArray, masks: Sequen
     pen = ImageDraw.Draw(drawn)
     for box, label in zip(boxes, labels, strict=True):
         pen.rectangle([float(value) * scale for value in box], outline=colours[label - 1], width=2)
-    return drawn
+    square = Image.new("RGB", (SHOWN_PX, SHOWN_PX), "white")  # a page shows the middle square of a picture
+    square.paste(drawn, ((SHOWN_PX - drawn.width) // 2, (SHOWN_PX - drawn.height) // 2))
+    return square
 
 
 def _tally(labels: IntArray, names: Sequence[str]) -> str:
