@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools import mask as tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -18,7 +19,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from sightline.contracts import DetectionBatch, Instances, Tokens
-from sightline.data.instances import Sizing
+from sightline.data.images import BadFiles
+from sightline.data.instances import Sizing, training_batches
 from sightline.data.sets.coco import Annotated, Polygons
 from sightline.errors import UsageError
 from sightline.evaluate.dense.average_precision import NAMES, Found, average_precision
@@ -272,3 +274,55 @@ def test_masks_are_judged_by_their_own_overlap():
 def test_settings_that_cannot_be_are_told(setting):
     with pytest.raises(UsageError, match="detect: "):
         Protocol(**setting)
+
+
+def test_a_seed_draws_the_same_sizes_mirrors_and_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 60, 3), dtype=np.uint8)
+    for number, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"{number}.png")
+    square = Polygons((np.array([[0, 0], [20, 0], [20, 10], [0, 10]], np.float32),))
+    data = Annotated(
+        root=tmp_path,
+        paths=("0.png", "1.png", "2.png"),
+        sizes=np.array([[60, 40]] * 3),
+        class_names=("one",),
+        image_of=np.arange(2),  # nothing stands in the third
+        boxes=np.array([[0, 0, 20, 10]] * 2, np.float32),
+        labels=np.array([1, 1]),
+        areas=np.array([200, 200], np.float32),
+        is_crowd=np.array([False, False]),
+        masks=(square, square),
+    )
+
+    def batches(first: int, flip: float) -> list[DetectionBatch]:
+        return list(
+            training_batches(
+                data,
+                Sizing(image_px=40, least_px=20),
+                ImageSpec(image_px=64),
+                batch=2,
+                first_step=first,
+                num_steps=4 - first,
+                seed=3,
+                flip=flip,
+                with_masks=True,
+                multiple_px=16,
+                num_threads=2,
+                bad_files=BadFiles(),
+            )
+        )
+
+    whole, rest = batches(0, 0.5), batches(2, 0.5)
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert one.sizes == other.sizes
+    assert {row for batch in whole for row in batch.rows.tolist()} == {0, 1}
+    assert len({size for batch in whole for size in batch.sizes}) > 2
+    for batch in batches(0, 1.0):
+        assert all(side % 16 == 0 for side in batch.images.shape[2:])
+        for instances, (height, width) in zip(batch.instances, batch.sizes, strict=True):
+            assert instances.boxes[0].tolist() == pytest.approx([width * 2 / 3, 0, width, height / 4])
+            assert instances.masks is not None
+            filled = instances.masks[0].nonzero()
+            assert abs(int(filled[:, 1].min()) - width * 2 / 3) <= 1  # mirrored as the box is
+            assert int(filled[:, 1].max()) == width - 1
