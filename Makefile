@@ -46,7 +46,7 @@ docs: .venv/.installed  ## build the documentation into site/
 	$(BIN)/zensical build --clean --strict
 
 lock: .venv/.installed  ## pin the newest packages that fit pyproject.toml, with their hashes
-	$(BIN)/uv pip compile pyproject.toml --extra demo --extra onnx --extra docs --extra dev --upgrade --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra demo --extra detect --extra onnx --extra docs --extra dev --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements.lock
 	echo uv | $(BIN)/uv pip compile - --upgrade --universal --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements-uv.lock

@@ -76,6 +76,8 @@ DENSE_PROTOCOLS: dict[str, str] = {
     "in-context": "sightline.evaluate.dense.incontext:InContext",
     "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
     "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
+    "detect": "sightline.evaluate.dense.detect:Detect",
+    "detect-coco": "sightline.evaluate.dense.detect:coco_schedule",
 }
 
 INDEX_ENGINES = {

@@ -71,6 +71,57 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """The objects in one image: ``boxes`` float32 ``[K, 4]`` (x0, y0, x1, y1 in pixels of that image), ``labels`` int64 ``[K]`` from 1 (0 is none).
+
+    ``masks`` are uint8 ``[K, H, W]`` of 0 and 1 (None: only boxes are known), ``scores`` float32 ``[K]`` (None: they are the truth).
+    """
+
+    boxes: torch.Tensor
+    labels: torch.Tensor
+    masks: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        num = len(self.labels)
+        others = [part for part in (self.masks, self.scores) if part is not None]
+        if self.boxes.shape != (num, 4) or self.labels.ndim != 1 or any(len(part) != num for part in others):
+            raise ValueError(
+                f"Instances need boxes [K, 4], labels [K] and as many masks and scores; got {tuple(self.boxes.shape)}, {tuple(self.labels.shape)}"
+            )
+        if self.masks is not None and self.masks.ndim != 3:
+            raise ValueError(f"Instances need masks [K, H, W]; got {tuple(self.masks.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Instances:
+        """Return them on ``device``."""
+        parts = (self.boxes, self.labels, self.masks, self.scores)
+        return Instances(*(None if part is None else part.to(device, non_blocking=True) for part in parts))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionBatch(Batch):
+    """A batch with what is to be found: image b fills ``sizes[b]`` (height, width) of its padded ``images[b]`` and shows ``instances[b]``."""
+
+    sizes: tuple[tuple[int, int], ...]
+    instances: tuple[Instances, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not len(self.sizes) == len(self.instances) == len(self):
+            raise ValueError(
+                f"a DetectionBatch of {len(self)} images needs as many sizes and instances; got {len(self.sizes)}, {len(self.instances)}"
+            )
+
+    def to(self, device: torch.device) -> DetectionBatch:
+        """Return the batch on ``device``."""
+        images, labels, rows = (part.to(device, non_blocking=True) for part in (self.images, self.labels, self.rows))
+        return DetectionBatch(images, labels, rows, sizes=self.sizes, instances=tuple(one.to(device) for one in self.instances))
+
+
+@dataclass(frozen=True)
 class Tokens:
     """What a backbone returns: ``prefix`` ``[B, P, D]`` (class token first), ``patches`` ``[B, N, D]`` in row order, ``grid`` (rows, columns)."""
 

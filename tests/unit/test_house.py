@@ -46,6 +46,7 @@ WITHOUT_TORCH = [
     "sightline.data.sets.places",
     "sightline.data.sets.davis",
     "sightline.data.sets.segmentation",
+    "sightline.data.sets.coco",
     "sightline.evaluate.compare_report",
     "sightline.evaluate.metrics",
     "sightline.evaluate.measured",

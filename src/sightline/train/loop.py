@@ -87,14 +87,17 @@ class Loop:
         method: Method,
         batches: Callable[[int], Iterator[Batch]],
         spec: TrainSpec,
-        folder: Path,
+        folder: Path | None,
         *,
         device: torch.device,
         validate: Validate | None = None,
         epochs: Epochs | None = None,
         resume: bool = False,
     ) -> None:
-        """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step), to the end of the run or epoch."""
+        """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step), to the end of the run or epoch.
+
+        Without a ``folder`` nothing is kept on disk: what is trained is for its caller alone, such as the head of a probe.
+        """
         self.method, self.batches, self.spec, self.folder, self.device, self.validate, self.epochs = (
             method.to(device),
             batches,
@@ -126,7 +129,7 @@ class Loop:
         Raises:
             TrainingError: the loss is no longer finite; the message is the diagnosis.
         """
-        log = MetricsLog(self.folder, resumed_at=self.progress.step) if self.ranks.is_main else None
+        log = MetricsLog(self.folder, resumed_at=self.progress.step) if self.ranks.is_main and self.folder is not None else None
         stream: Iterator[Batch] | None = None
         bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
         meter = Meter()
@@ -219,7 +222,8 @@ class Loop:
         found = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
         raise TrainingError(
             f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), "
-            f"learning rate {self.rate:.3g}; try --set lr={self.rate / 3:.1g}, clip_norm=1, or precision=fp32. The weights before it are in {self.folder}"
+            f"learning rate {self.rate:.3g}; try {'lr' if self.folder is None else '--set lr'}={self.rate / 3:.1g}, clip_norm=1, or precision=fp32"
+            f"{'' if self.folder is None else f'. The weights before it are in {self.folder}'}"
         )
 
     # --- between steps ----------------------------------------------------------------------------------------------------------
@@ -248,6 +252,7 @@ class Loop:
             chosen = self.method.chosen_by != "last" and value > self.progress.best
             if chosen:
                 self.progress.best, self.progress.best_step = value, self.progress.step
+            if chosen and self.folder is not None:
                 model_folder.save(self.encoder(), self.folder / "model")
             if log is not None:
                 log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
@@ -256,7 +261,7 @@ class Loop:
 
     def _save(self) -> None:
         self._take_time()
-        if self.ranks.is_main:
+        if self.ranks.is_main and self.folder is not None:
             average = self.average.state_dict() if self.average is not None else {}
             checkpoint.save(
                 self.folder,
@@ -273,7 +278,7 @@ class Loop:
         barrier()
 
     def _restore(self) -> None:
-        state = checkpoint.load(self.folder)
+        state = None if self.folder is None else checkpoint.load(self.folder)
         if state is None:
             return
         self.method.load_state_dict(state["method"])

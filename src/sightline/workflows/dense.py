@@ -68,7 +68,7 @@ def measure_dense(
     how, bad_files = parse(protocol), BadFiles()
     encoder = model_folder.load(model, device=runtime.device(device))
     result = how.measure(encoder, Path(data), bad_files, precision=precision, num_shown=NUM_SHOWN if report else 0)
-    summary = bad_files.summary(sum(result.counts.values()), *([report / "bad_files.jsonl"] if report else []))
+    summary = bad_files.summary(None, *([report / "bad_files.jsonl"] if report else []))  # counts are of frames or objects, not of files
     evaluation = DenseEvaluation(str(model), encoder.fingerprint, str(data), result, summary)
     if report is not None:
         _write(report, evaluation, bad_files, command)
