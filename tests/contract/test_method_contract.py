@@ -16,6 +16,7 @@ TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,emb
 BATCH = ["classes_per_batch=2", "images_per_class=2"]
 TUPLE = ["tuples_per_batch=1", "negatives=2"]
 SHUFFLED = ["images_per_batch=4"]
+CROPS = {1: ["crop_px=16"], 2: ["crop_px=16,8"]}
 
 
 def make(name: str) -> tuple[Recipe, Method]:
@@ -23,13 +24,19 @@ def make(name: str) -> tuple[Recipe, Method]:
     torch.manual_seed(0)
     named = catalog.find("recipes", name)()
     batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
-    recipe = override(named, [*TINY, *batches, *settings])
+    crops = CROPS[len(named.crops.crop_px)] if hasattr(named, "crops") else []
+    recipe = override(named, [*TINY, *batches, *crops, *settings])
     method = catalog.find("methods", name.partition("/")[0])
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
 
 
-def batch(seed: int = 0) -> Batch:
-    return Batch(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(seed)), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+def batch(recipe: Recipe, seed: int = 0) -> Batch:
+    random, labels, rows = torch.Generator().manual_seed(seed), torch.tensor([0, 0, 1, 1]), torch.arange(4)
+    spec = getattr(recipe, "crops", None)
+    if spec is None:
+        return Batch(torch.randn(4, 3, 16, 16, generator=random), labels, rows)
+    groups = zip(spec.num_crops, spec.crop_px, strict=True)
+    return Batch.of_crops(tuple(torch.randn(num, 4, 3, px, px, generator=random) for num, px in groups), labels, rows)
 
 
 @pytest.fixture(params=[*catalog.names("recipes"), "irt/cub objective=normalised_softmax", "irt/cub objective=snca"])
@@ -54,7 +61,7 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     recipe, method = make(name)
     optimizer = torch.optim.SGD(method.parameter_groups(recipe.train))
     for step in range(3):
-        terms = method.loss(batch(step), step)
+        terms = method.loss(batch(recipe, step), step)
         assert torch.isfinite(terms.total)
         assert all(not value.requires_grad for value in terms.terms.values())
         optimizer.zero_grad()
@@ -65,10 +72,12 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     _, other = make(name)
     other.load_state_dict(method.state_dict())
     late = recipe.train.steps
-    assert torch.equal(other.eval().loss(batch(9), late).total, method.eval().loss(batch(9), late).total)
+    ahead = batch(recipe, 9)
+    assert torch.equal(other.eval().loss(ahead, late).total, method.eval().loss(ahead, late).total)
 
 
 def test_the_encoder_makes_unit_vectors(name: str) -> None:
-    vectors = make(name)[1].encoder().embed_batch(batch().images)
+    recipe, method = make(name)
+    vectors = method.encoder().embed_batch(batch(recipe).images)
     assert vectors.shape == (4, 16)
     torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(4))
