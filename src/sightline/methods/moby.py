@@ -207,7 +207,8 @@ def contrastive_loss(queries: torch.Tensor, keys: torch.Tensor, queue: torch.Ten
 
 def cosine_distance(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Return the mean of 2 - 2 cos of unit vectors ``[M, D]``: equation 2."""
-    return (2.0 - 2.0 * torch.linalg.vecdot(queries, keys)).mean()
+    cosines: torch.Tensor = torch.linalg.vecdot(queries, keys)
+    return 2.0 - 2.0 * cosines.mean()
 
 
 def enqueued(queue: torch.Tensor, start: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -331,7 +332,8 @@ class Moby(Method):
         return Answer(features, unit(branch.projector(features)), unit(branch.patch_projector(summaries.flatten(0, 1))))
 
     def _patch_loss(self, online: Answer, key: Answer) -> torch.Tensor:
-        assert online.patches is not None and key.patches is not None
+        assert online.patches is not None
+        assert key.patches is not None
         if self.recipe.patch_negatives:
             return contrastive_loss(online.patches, key.patches, self.patch_queue, self.recipe.patch_temperature)
         return cosine_distance(online.patches, key.patches)
