@@ -16,7 +16,9 @@ TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,emb
 BATCH = ["classes_per_batch=2", "images_per_class=2"]
 TUPLE = ["tuples_per_batch=1", "negatives=2"]
 SHUFFLED = ["images_per_batch=4"]
-CROPS = {1: ["crop_px=16"], 2: ["crop_px=16,8"]}
+CROPS = ["crop_px=16,8", "num_crops=2,2", "crop_min_area=0.4,0.1", "crop_max_area=1.0,0.4", "wrap=clip"]
+HEADS = ["num_prototypes=8", "num_patch_prototypes=8", "head_hidden=16", "head_bottleneck=8", "freeze_last_steps=1"]
+UNLABELLED = {"selfpatch": [*CROPS, *HEADS], "moby": ["crop_px=16", "projector_hidden=16", "projector_out=8", "queue_length=8"]}
 
 
 def make(name: str) -> tuple[Recipe, Method]:
@@ -24,19 +26,21 @@ def make(name: str) -> tuple[Recipe, Method]:
     torch.manual_seed(0)
     named = catalog.find("recipes", name)()
     batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
-    crops = CROPS[len(named.crops.crop_px)] if hasattr(named, "crops") else []
-    recipe = override(named, [*TINY, *batches, *crops, *settings])
+    tiny = TINY
+    if not catalog.find("methods", name.partition("/")[0]).needs_labels:
+        has_patches = named.model.pooling == "class_attention"
+        args = ",class_token=false,final_norm=false,global_pool=" if has_patches else ""
+        tiny = [setting + args * setting.startswith("backbone_args") for setting in TINY]
+        batches = [*batches, *UNLABELLED[name.partition("/")[0]]]
+    recipe = override(named, [*tiny, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
 
 
-def batch(recipe: Recipe, seed: int = 0) -> Batch:
-    random, labels, rows = torch.Generator().manual_seed(seed), torch.tensor([0, 0, 1, 1]), torch.arange(4)
-    spec = getattr(recipe, "crops", None)
-    if spec is None:
-        return Batch(torch.randn(4, 3, 16, 16, generator=random), labels, rows)
-    groups = zip(spec.num_crops, spec.crop_px, strict=True)
-    return Batch.of_crops(tuple(torch.randn(num, 4, 3, px, px, generator=random) for num, px in groups), labels, rows)
+def batch(seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    crops = tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (16, 8))
+    return Batch.of_crops(crops, torch.tensor([0, 0, 1, 1]), torch.arange(4))
 
 
 @pytest.fixture(params=[*catalog.names("recipes"), "irt/cub objective=normalised_softmax", "irt/cub objective=snca"])
@@ -61,7 +65,7 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     recipe, method = make(name)
     optimizer = torch.optim.SGD(method.parameter_groups(recipe.train))
     for step in range(3):
-        terms = method.loss(batch(recipe, step), step)
+        terms = method.loss(batch(step), step)
         assert torch.isfinite(terms.total)
         assert all(not value.requires_grad for value in terms.terms.values())
         optimizer.zero_grad()
@@ -72,12 +76,10 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     _, other = make(name)
     other.load_state_dict(method.state_dict())
     late = recipe.train.steps
-    ahead = batch(recipe, 9)
-    assert torch.equal(other.eval().loss(ahead, late).total, method.eval().loss(ahead, late).total)
+    assert torch.equal(other.eval().loss(batch(9), late).total, method.eval().loss(batch(9), late).total)
 
 
 def test_the_encoder_makes_unit_vectors(name: str) -> None:
-    recipe, method = make(name)
-    vectors = method.encoder().embed_batch(batch(recipe).images)
+    vectors = make(name)[1].encoder().embed_batch(batch().images)
     assert vectors.shape == (4, 16)
     torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(4))

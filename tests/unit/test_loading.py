@@ -15,7 +15,7 @@ from sightline.data.images import BadFiles, BadImage
 from sightline.data.loading import BATCHES_AHEAD, decode_stream, open_image, sample_seed, train_batches
 from sightline.data.multicrop import MultiCropTransform
 from sightline.data.records import Records, read_records
-from sightline.data.samplers import PKSampler
+from sightline.data.samplers import PKSampler, ShuffleSampler
 from sightline.data.transforms import EvalTransform, TrainTransform, eval_transform, train_transform
 from sightline.errors import DataError
 from sightline.recipe import AugmentSpec, CropSpec, ImageSpec
@@ -244,3 +244,22 @@ def test_a_batch_refuses_crops_that_are_not_of_its_images() -> None:
     for wrong in ((crops, torch.zeros(4, 2, 3, 4, 4)), (crops[0],), (torch.zeros(2, 3, 3, 4, 4),)):
         with pytest.raises(ValueError, match=r"a Batch needs crops \[V, B, 3, h, w\]"):
             Batch(crops[0], labels, labels, wrong)
+
+
+def test_a_folder_of_any_layout_gives_crops_and_a_bad_file_gives_way_to_any_other(folder: Path, tmp_path: Path) -> None:
+    for row, place in enumerate(["1.png", "2019/2.png", "2020/x/y/3.png", "2020/z/4.png"]):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"" if place == "2019/2.png" else (folder / "class0" / f"{row:02}.png").read_bytes())
+    records, bad = read_records(tmp_path), BadFiles()
+    assert records.labels is None
+    batches = list(train_batches(records, ShuffleSampler(4, 2), several(), num_steps=4, bad_files=bad))
+    assert len(batches) == 4
+    assert {row for batch in batches for row in batch.rows.tolist()} == {0, 2, 3}
+    assert [reason for _, reason in bad.items()] == ["zero bytes"]
+    (tmp_path / "1.png").unlink()  # now the first folders look like classes, of which 2019 has no readable image
+    yearly = read_records(tmp_path)
+    assert yearly.class_names == ("2019", "2020")
+    with pytest.raises(DataError, match="no image of class '2019' can be read"):
+        list(train_batches(yearly, ShuffleSampler(3, 3), several(), num_steps=1))
+    (batch,) = train_batches(yearly.without_labels(), ShuffleSampler(3, 3), several(), num_steps=1)
+    assert set(batch.rows.tolist()) == {1, 2}

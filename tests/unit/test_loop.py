@@ -201,7 +201,7 @@ def test_divergence_is_diagnosed_and_the_checkpoint_before_it_kept(tmp_path: Pat
 
 def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:
     recipe = replace(RECIPE, memory=0.0, momentum=0.0, model=replace(TINY, drop_path=0.0))
-    spec = TrainSpec(steps=1, lr=0.1, optimizer="sgd", weight_decay=0.0, accumulate=2)
+    spec = TrainSpec(steps=1, lr=0.1, optimizer="sgd", weight_decay=0.0, accumulate=2, precision="fp32")
     running = loop(tmp_path / "two", spec, recipe)
     before = [p.clone() for p in running.method.parameters()]
     running.run()

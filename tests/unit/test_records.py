@@ -77,6 +77,43 @@ def test_images_outside_class_folders_leave_all_unlabelled(tmp_path: Path) -> No
     assert "1 of 2 images in no class folder (such as cover.jpg)" in message(tmp_path, require_labels=True)
 
 
+@pytest.mark.parametrize(
+    ("paths", "labelled"),
+    [
+        (("a.jpg", "b.PNG", "c.webp"), False),
+        (("2019/05/trip/1.jpg", "2020/x/y/z/2.jpg"), True),  # by year, which means nothing to whoever needs no classes
+        (("1.jpg", "a/2.jpg", "a/b/c/3.jpg"), False),
+        (("train/1.jpg", "train/more/2.jpg", "val/3.jpg"), False),
+        (("train/1.jpg",), False),
+    ],
+)
+def test_images_of_any_layout_are_all_found_where_no_labels_are_needed(paths: tuple[str, ...], labelled: bool, tmp_path: Path) -> None:
+    records = read_records(tree(tmp_path, *paths, "notes.txt", "Thumbs.db", ".hidden.jpg", "__MACOSX/._1.jpg"))
+    assert sorted(records.paths) == sorted(paths)
+    assert (records.labels is not None) == labelled
+    bare = records.without_labels()
+    assert (bare.paths, bare.splits, bare.labels, bare.class_names) == (records.paths, records.splits, None, ())
+    if paths[0].startswith("train/"):
+        assert set(records.split("train").paths) == {path for path in paths if path.startswith("train/")}
+
+
+def test_links_copies_and_odd_files_are_listed_once_each(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.jpg", "folder.jpg/in.jpg")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "a" / "1.jpg")
+    (tmp_path / "hard.jpg").hardlink_to(tmp_path / "a" / "1.jpg")
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")  # told as a bad file when it is decoded, not passed over
+    assert read_records(tmp_path).paths == ("a/1.jpg", "b.jpg", "dead.jpg", "folder.jpg/in.jpg", "hard.jpg")
+
+
+@pytest.mark.parametrize("text", ["path\na.jpg\nsub/b.jpg\na.jpg\n", "path,split\na.jpg,train\nsub/b.jpg,train\na.jpg,train\n"])
+def test_a_manifest_of_paths_alone_is_a_collection_without_labels(text: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    records = read_records(tmp_path / "m.csv")
+    assert records.paths == ("a.jpg", "sub/b.jpg", "a.jpg")  # a row that comes twice is seen twice
+    assert records.labels is None
+
+
 def test_a_missing_or_empty_folder_is_one_line(tmp_path: Path) -> None:
     assert "does not exist" in message(tmp_path / "nowhere")
     assert "no images in" in message(tree(tmp_path, "a/readme.md"))

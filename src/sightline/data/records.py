@@ -103,6 +103,10 @@ class Records:
             positives=None if self.positives is None else _moved_pairs(self.positives, chosen, len(self)),
         )
 
+    def without_labels(self) -> Records:
+        """Return the same rows without classes: for learning that needs none, where a folder of one image must not count as a class."""
+        return replace(self, labels=None, class_names=())
+
     def split(self, name: str) -> Records:
         """Return the rows of one split.
 

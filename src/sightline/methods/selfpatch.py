@@ -260,12 +260,14 @@ def image_loss(student: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     for crop, answer in enumerate(answers):
         others = total - student[crop]
         costs = costs + (total_normaliser - normaliser[crop]) - torch.linalg.vecdot(answer, others)
-    return costs.mean() / (len(answers) * (len(student) - 1))
+    mean: torch.Tensor = costs.mean() / (len(answers) * (len(student) - 1))
+    return mean
 
 
 def patch_loss(student: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy of logits (divided by their temperature) against answers, both ``[M, K]``: equation 2 on crops of one size."""
-    return (torch.logsumexp(student, dim=1) - torch.linalg.vecdot(answers, student)).mean()
+    mean: torch.Tensor = (torch.logsumexp(student, dim=1) - torch.linalg.vecdot(answers, student)).mean()
+    return mean
 
 
 def teacher_answers(logits: torch.Tensor, center: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -356,7 +358,7 @@ class SelfPatch(Method):
         student = self._answers(self.student, batch.crops, recipe.student_temp)
         with torch.autocast(student.image.device.type, enabled=False):
             answers = teacher_answers(teacher.image[:num_global], self.center, temperature)
-            image = image_loss(student.image, answers)
+            image = image_loss(exact(student.image), answers)
             terms = {"image_loss": image.detach()}
             total = image
             if patchwise:
@@ -399,7 +401,7 @@ class SelfPatch(Method):
         """Return equation 2: every crop weighs the same, whatever its number of patches."""
         num_crops = self.recipe.crops.num_crops
         groups = zip(num_crops, student, teacher, strict=True)
-        costs = [num * patch_loss(asked, teacher_answers(said, self.patch_center, temperature)) for num, asked, said in groups]
+        costs = [num * patch_loss(exact(asked), teacher_answers(said, self.patch_center, temperature)) for num, asked, said in groups]
         return torch.stack(costs).sum() / sum(num_crops)
 
     @torch.no_grad()

@@ -76,7 +76,8 @@ class Backbone(nn.Module):
     @property
     def num_heads(self) -> int:
         """The attention heads of the last block; where there is no attention, as many as have 64 of the width each."""
-        heads = [int(part.num_heads) for part in self.net.modules() if isinstance(getattr(part, "num_heads", None), int)]
+        named = (getattr(part, "num_heads", None) for part in self.net.modules())
+        heads = [num for num in named if isinstance(num, int)]
         return heads[-1] if heads and self.width % heads[-1] == 0 else max(1, self.width // 64)
 
     @property

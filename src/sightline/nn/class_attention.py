@@ -90,7 +90,8 @@ def _ask(block: Any, token: torch.Tensor, keys: torch.Tensor, values: torch.Tens
     attn, (own_key, own_value) = block.attn, _keys_values(block, token)
 
     def by_head(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, heads, tokens, D / heads]
+        split: torch.Tensor = x.unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, heads, tokens, D / heads]
+        return split
 
     keys, values = torch.cat([own_key, keys], dim=1), torch.cat([own_value, values], dim=1)
     answer = F.scaled_dot_product_attention(by_head(attn.q(block.norm1(token))), by_head(keys), by_head(values))

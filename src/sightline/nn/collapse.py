@@ -28,7 +28,8 @@ def spread(vectors: torch.Tensor) -> torch.Tensor:
     Source: Chen and He 2021, arXiv 2011.10566, section 4.1 (the deviation of each coordinate, times sqrt(D)).
     """
     unit = F.normalize(exact(vectors), dim=1)
-    return unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
+    deviation: torch.Tensor = unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
+    return deviation
 
 
 def effective_rank(vectors: torch.Tensor) -> torch.Tensor:
@@ -39,7 +40,8 @@ def effective_rank(vectors: torch.Tensor) -> torch.Tensor:
     rows = exact(vectors)
     values = torch.linalg.svdvals(rows - rows.mean(dim=0))
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return torch.special.entr(shares).sum().exp()
+    rank: torch.Tensor = torch.special.entr(shares).sum().exp()
+    return rank
 
 
 class Watch(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -39,7 +41,7 @@ class PrototypeHead(nn.Module):
         super().__init__()
         widths = [width, *[hidden] * (num_layers - 1), bottleneck]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+        for before, after in pairwise(widths[:-1]):
             layers += [nn.Linear(before, after), *([GlobalBatchNorm(after)] if batch_norm else []), nn.GELU()]
         layers.append(nn.Linear(widths[-2], bottleneck))
         self.mlp = nn.Sequential(*layers)
@@ -48,7 +50,7 @@ class PrototypeHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=INIT_STD)
                 nn.init.zeros_(layer.bias)
         self.last_layer = weight_norm(nn.Linear(bottleneck, num_prototypes, bias=False))
-        gains = self.last_layer.parametrizations.weight.original0  # type: ignore[union-attr, index]
+        gains = self.last_layer.parametrizations.weight.original0
         with torch.no_grad():
             gains.fill_(1.0)
         gains.requires_grad_(learn_gains)
@@ -88,7 +90,9 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         centred = x - mean
         variance = sum_over_ranks(centred.square().sum(dim=0)) / num
         with torch.no_grad():
-            assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, float(self.momentum or 0.0))
             self.running_var.lerp_(variance * num / (num - 1), float(self.momentum or 0.0))

@@ -19,15 +19,14 @@ from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
 from sightline.data.records import Records, hold_out_classes, images_to_hold_out, require_classes, require_per_class, share_of_images
 from sightline.data.samplers import PKSampler, Sampler, ShuffleSampler
-from sightline.data.transforms import train_transform
 from sightline.errors import DataError, UsageError, explain_os_error
-from sightline.evaluate import metrics
+from sightline.evaluate import metrics, probes
 from sightline.evaluate.accuracy import measure_accuracy
 from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, headless
-from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+from sightline.recipe import DataSpec, Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.embed import embed_records
 from sightline.search.mining import MinedTuples
 from sightline.train import checkpoint
@@ -91,11 +90,11 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     run, where = Path(out), runtime.device(device)
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
-    records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
-    learning, validation = _learning_and_validation(records, recipe, kind.chosen_by)
-    assert learning.labels is not None
-    labels, epochs = learning.labels, _epochs(learning, recipe, bad_files)
+    records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=kind.needs_labels)
+    learning, validation = _learning_and_validation(records, recipe, kind)
+    labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
+    epochs = _epochs(learning, recipe, bad_files)
     with process_group(where) as ranks:
         goes_on = resume and (run / checkpoint.NAME).exists()
         bare = headless(recipe.model)  # the head is fitted when training is over
@@ -107,7 +106,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
             encoder.classifier.class_names = tuple(_present(learning))
         if ranks.is_main:
             _open_run(run, recipe, encoder.backbone.family, data, learning, validation, resume=resume)
-        transform = train_transform(recipe.augment, recipe.image)
+        transform = kind.transform(recipe)
 
         def batches(first: int) -> Iterator[Batch]:
             num = recipe.train.steps * recipe.train.accumulate - first
@@ -128,7 +127,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
                 device=where,
             )
 
-        validate = _validator(validation, recipe, kind.chosen_by, bad_files) if validation is not None else None
+        validate = _validator(learning, validation, recipe, kind.chosen_by, bad_files) if validation is not None else None
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
@@ -146,8 +145,10 @@ def _sampler(labels: IntArray, recipe: Recipe) -> Sampler:
     return PKSampler(labels, data.classes_per_batch, data.images_per_class, seed)
 
 
-def _learning_and_validation(records: Records, recipe: Recipe, chosen_by: Measure) -> tuple[Records, Records | None]:
-    learning, validation, data = training_split(records), None, recipe.data
+def _learning_and_validation(records: Records, recipe: Recipe, kind: type[Method]) -> tuple[Records, Records | None]:
+    if not kind.needs_labels:
+        return _images_and_watched(records, recipe.data)
+    learning, validation, data, chosen_by = training_split(records), None, recipe.data, kind.chosen_by
     require_classes(learning, 2)
     if data.validation and records.splits is not None and "val" in records.splits:
         validation = records.split("val")
@@ -172,6 +173,33 @@ def _learning_and_validation(records: Records, recipe: Recipe, chosen_by: Measur
             f"lower it with --set classes_per_batch={learning.num_classes}"
         )
     return learning, validation
+
+
+def _images_and_watched(records: Records, data: DataSpec) -> tuple[Records, Records | None]:
+    """Return what is learnt from without labels, and the labelled images that k-NN is asked about on the way, where there are any.
+
+    They are the val split, or where there are no splits a part of each class; of classes that have images to vote among those learnt from.
+    """
+    splits = set(records.splits or ())
+    learning, watched = training_split(records) if "train" in splits or not splits else _without(records, ("val", "test")), None
+    if data.validation and records.labels is not None and "val" in splits:
+        watched = records.split("val")
+        assert watched.labels is not None
+        watched = watched.select(learning.class_counts()[watched.labels] > 0)
+    elif data.validation and not splits and learning.num_classes > 1 and learning.class_counts().max() > 1:
+        is_held_out = images_to_hold_out(learning, data.validation, 0)
+        learning, watched = learning.select(~is_held_out), learning.select(is_held_out)
+    if data.share < 1 and learning.labels is None:
+        learning = learning.select(
+            np.sort(np.random.default_rng(0).permutation(len(learning))[: max(1, round(data.share * len(learning)))])
+        )
+    elif data.share < 1:
+        learning = share_of_images(learning, data.share)
+    return learning, watched if watched is not None and len(watched) else None
+
+
+def _without(records: Records, splits: Sequence[str]) -> Records:
+    return records.select(~np.isin(np.array(records.splits, dtype=str), splits))
 
 
 def _require_known(validation: Records, learning: Records) -> None:
@@ -199,10 +227,17 @@ def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
-def _validator(validation: Records, recipe: Recipe, chosen_by: Measure, bad_files: BadFiles) -> Validate:
+def _validator(learning: Records, validation: Records, recipe: Recipe, chosen_by: Measure, bad_files: BadFiles) -> Validate:
     assert validation.labels is not None
-    if len(validation) > EMBED_LIMIT:
-        validation = validation.select(np.sort(np.random.default_rng(0).permutation(len(validation))[:EMBED_LIMIT]))
+    learning, validation = _at_most(learning, EMBED_LIMIT), _at_most(validation, EMBED_LIMIT)
+
+    def neighbours(encoder: Encoder) -> Mapping[str, float]:
+        voting, asked = (
+            embed_records(encoder, part, bad_files, precision=recipe.train.precision, show=False) for part in (learning, validation)
+        )
+        assert learning.labels is not None and validation.labels is not None  # noqa: PT018
+        said = probes.knn(voting.vectors, learning.labels[voting.rows], asked.vectors)
+        return {"knn": float(np.mean(said == validation.labels[asked.rows]))}
 
     def accuracy(encoder: Encoder) -> Mapping[str, float]:
         return measure_accuracy(encoder, validation, bad_files, precision=recipe.train.precision, show=False).metrics
@@ -214,7 +249,12 @@ def _validator(validation: Records, recipe: Recipe, chosen_by: Measure, bad_file
         values = metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})
         return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
 
-    return accuracy if chosen_by == "accuracy@1" else retrieval
+    return {"accuracy@1": accuracy, "map@r": retrieval, "last": neighbours}[chosen_by]
+
+
+def _at_most(records: Records, num: int) -> Records:
+    """Return the records, or a random part of ``num`` of them."""
+    return records if len(records) <= num else records.select(np.sort(np.random.default_rng(0).permutation(len(records))[:num]))
 
 
 def _open_run(
@@ -225,7 +265,6 @@ def _open_run(
         raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
     if resume and kept.exists() and recipe_hash(saved_recipe(run)) != recipe_hash(recipe):
         raise UsageError(f"the run in '{run}' was made with other settings: resume without --set, or choose another --out")
-    assert learning.labels is not None
     facts = {
         "recipe_hash": recipe_hash(recipe),
         "family": family,
@@ -292,5 +331,5 @@ def _finish_model(
     if recipe.model != headless(recipe.model):
         encoder, _ = fit_head(encoder, recipe.model, learning, bad_files)
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    best = (chosen_by, progress.best_step, progress.best) if progress.best_step >= 0 else None
+    best = (chosen_by, progress.best_step, progress.best) if progress.best_step >= 0 else None  # a run that keeps the last has none
     model_folder.save(encoder, run / "model", card=model_card(recipe, encoder, facts, best=best, command=command))
