@@ -109,7 +109,7 @@ class CropSpec:
 class ModelSpec:
     """A backbone and its head: what the encoder is, but for the weights."""
 
-    backbone: str = "vit_small_patch16_224"  # a timm name
+    backbone: str = "vit_small_patch16_224"  # a timm name, or auto: that of the model folder in weights
     backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
     weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else random), random, or a local file or model folder
     positions_resize: PositionsResize = "timm"  # how a file's learned positions come to another image size; jax is the ViT authors' own way

@@ -17,8 +17,8 @@ place of mean or class token. With ``patch_weight=0`` there is no patch head, an
 Equation 1 is held number for number to SwinTransformer/Transformer-SSL over whole training steps (tests/parity).
 
 Departs:
-    - equation 2 is our variant: SelfPatch (Yun et al. 2022, arXiv 2206.07990) names MoBY on Swin-T, and of it neither code nor loss was
-      released. MoBY has no prototypes, so a patch predicts the summary itself. A Swin keeps its own last norm before class attention's;
+    - equation 2 is our variant: of SelfPatch (Yun et al. 2022, arXiv 2206.07990) on MoBY no code was released. MoBY has no prototypes, so a
+      patch predicts the summary itself. A Swin keeps its own last norm before class attention's;
     - a batch need not divide the queue: it is a ring, whose oldest keys are replaced wherever they lie;
     - keys move at the end of a step by the next one's momentum, for at its beginning: the same weights at every forward pass, for at the
       first step keys are the online weights and have nowhere to move; a step of several batches then moves them once;
@@ -43,7 +43,7 @@ from sightline.methods.base import Measure, Method
 from sightline.methods.selfpatch import PATCHES_ALONE, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
-from sightline.nn.collectives import gather, mean_over_ranks, world_size
+from sightline.nn.collectives import gather, mean_over_ranks, with_mean_value, world_size
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import contrast_mlp, exact
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
@@ -304,7 +304,7 @@ class Moby(Method):
                 terms = {name: mean_over_ranks(value) for name, value in terms.items()}
                 if self.watch.is_due(step):
                     terms |= self.watch.look(keys[0].features, step)
-        return LossTerms(total, terms)
+        return LossTerms(with_mean_value(total), terms)
 
     def _online(self, crop: torch.Tensor) -> Answer:
         """Return what the online branch predicts of a crop ``[B, 3, H, W]``: of the image, and of each patch by itself."""

@@ -39,7 +39,7 @@ from sightline.errors import RecipeError
 from sightline.methods.base import Measure, Method
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
-from sightline.nn.collectives import mean_over_ranks
+from sightline.nn.collectives import mean_over_ranks, with_mean_value
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead, exact
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
@@ -370,7 +370,7 @@ class SelfPatch(Method):
                 terms = {name: mean_over_ranks(value) for name, value in terms.items()}
                 if self.watch.is_due(step):
                     terms |= self._measures(teacher, answers, step)
-        return LossTerms(total, terms)
+        return LossTerms(with_mean_value(total), terms)
 
     def _answers(self, branch: Branch, crops: tuple[torch.Tensor, ...], temperature: float, *, around: bool = False) -> Answers:
         """Return what a branch says of crops; ``around``: its patch answers are of each patch's neighbours, not of the patch."""

@@ -76,6 +76,11 @@ def mean_over_ranks(local: torch.Tensor) -> torch.Tensor:
         return sum_over_ranks(local.detach()) / world_size()
 
 
+def with_mean_value(own: torch.Tensor) -> torch.Tensor:
+    """Return this rank's loss with the value of all ranks' mean: what the log tells, while DDP averages each one's own gradient."""
+    return own + (mean_over_ranks(own) - own.detach()) if world_size() > 1 else own
+
+
 def broadcast(value: torch.Tensor) -> torch.Tensor:
     """Return the first rank's tensor on every rank; all ranks give one of the same shape and type."""
     if world_size() > 1:

@@ -110,7 +110,7 @@ def load(source: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
     if colon and kind in ("timm", "random"):
         encoder = _from_timm(name, "hub" if kind == "timm" else "random")
     else:
-        encoder = _from_folder(_model_folder(text))
+        encoder = _from_folder(find(text))
     encoder.fingerprint = encoder.fingerprint or fingerprint(encoder)
     return encoder.to(device).eval()
 
@@ -134,7 +134,12 @@ def _from_timm(name: str, weights: str) -> Encoder:
             return Encoder(ModelSpec(backbone=base, weights=weights, pooling="mean"), image).eval()
 
 
-def _model_folder(source: str) -> Path:
+def find(source: str) -> Path:
+    """Return the model folder that a model folder, a run folder or a hub id means.
+
+    Raises:
+        ModelError: there is none.
+    """
     folder = Path(source)
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
@@ -152,7 +157,17 @@ def _model_folder(source: str) -> Path:
     )
 
 
-def _from_folder(folder: Path) -> Encoder:
+def specs(source: str) -> tuple[ModelSpec, ImageSpec]:
+    """Return what network the model of a folder is, and how it is given images.
+
+    Raises:
+        ModelError: there is no such model, or its folder is of another version or damaged.
+    """
+    config = _read_config(find(source))
+    return from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -166,6 +181,11 @@ def _from_folder(folder: Path) -> Encoder:
     missing = [key for key in ("model", "image", "fingerprint", "reduced_to") if key not in config]
     if missing:
         raise ModelError(f"'{folder / 'config.json'}' lacks {', '.join(missing)}")
+    return config
+
+
+def _from_folder(folder: Path) -> Encoder:
+    config = _read_config(folder)
     encoder = Encoder(from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"]))
     if config["reduced_to"]:
         encoder.reduction = Reduction(encoder.dim, int(config["reduced_to"]), encoder.model.whiten)

@@ -88,6 +88,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
         TrainingError: the numbers diverged.
     """
     run, where = Path(out), runtime.device(device)
+    recipe = with_backbone_of_weights(recipe)
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
@@ -114,7 +115,7 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
             if epochs is not None:
                 num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
             return train_batches(
-                learning,
+                learning if kind.needs_labels else learning.without_labels(),
                 sampler,
                 transform,
                 start_step=first,
@@ -136,6 +137,25 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
                 _finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
     return Trained(run, progress, recipe, len(bad_files), kind.chosen_by)
+
+
+def with_backbone_of_weights(recipe: Recipe) -> Recipe:
+    """Return the recipe with ``backbone=auto`` made into the network of the model folder that ``weights`` names: its arguments, pooling and colours too.
+
+    Raises:
+        ModelError: ``weights`` names no model folder.
+    """
+    if recipe.model.backbone != "auto":
+        return recipe
+    if recipe.model.weights in ("auto", "hub", "random"):
+        raise UsageError("backbone=auto is that of a model folder: name one with weights=runs/mine, or name a backbone")
+    model, image = model_folder.specs(recipe.model.weights)
+    taken = {name: getattr(model, name) for name in ("backbone", "backbone_args", "pooling", "gem_p", "positions_at")}
+    return replace(
+        recipe,
+        model=replace(recipe.model, weights=str(model_folder.find(recipe.model.weights)), **taken),
+        image=replace(recipe.image, mean=image.mean, std=image.std),
+    )
 
 
 def _sampler(labels: IntArray, recipe: Recipe) -> Sampler:

@@ -1,0 +1,203 @@
+"""DINO and SelfPatch beyond what their authors' numbers hold: neighbours at the border, what a weight of zero leaves, the watch for collapse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sightline.contracts import Batch
+from sightline.errors import ModelError, RecipeError, TrainingError
+from sightline.methods.selfpatch import SelfPatch, dino_small, image_loss, rising, small, to_one
+from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
+from sightline.nn.collapse import PATIENCE, Watch, effective_rank, spread
+from sightline.nn.encoder import Encoder
+from sightline.recipe import CropSpec, override
+
+TINY = [
+    "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2",
+    "image_px=32",
+    "crop_px=32,16",
+    "num_crops=2,2",
+    "images_per_batch=4",
+]
+HEADS = ["num_prototypes=8", "num_patch_prototypes=6", "head_hidden=16", "head_bottleneck=8"]
+
+
+def made(recipe=None, *settings: str) -> SelfPatch:
+    torch.manual_seed(0)
+    recipe = override(recipe or small(), [*TINY, *HEADS, "drop_path=0", *settings])
+    return SelfPatch(recipe, Encoder(recipe.model, recipe.image)).train()
+
+
+def batch(seed: int = 0) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    return Batch.of_crops(
+        tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (32, 16)), torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    )
+
+
+def test_a_corner_has_three_neighbours_and_none_beyond_the_border() -> None:
+    rows, is_there = window((3, 4), 3, "clip")
+    assert sorted(rows[0][is_there[0]].tolist()) == [1, 4, 5]
+    assert sorted(rows[5][is_there[5]].tolist()) == [0, 1, 2, 4, 6, 8, 9, 10]
+    assert sorted(window((3, 4), 3, "torus")[0][0].tolist()) == [1, 3, 4, 5, 7, 8, 9, 11]
+
+
+def test_a_grid_smaller_than_the_window_has_no_torus() -> None:
+    with pytest.raises(ModelError, match="smaller than the window of 3: take wrap=clip"):
+        window((2, 4), 3, "torus")
+
+
+def test_the_most_alike_neighbours_are_chosen_and_gaps_are_marked() -> None:
+    tokens = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.0]])[None]  # a grid of 2 x 2
+    chosen = closest_neighbours(tokens, (2, 2), num=2)
+    assert chosen.rows[0, 0].tolist() == [3, 1]
+    assert chosen.is_there.all()
+    five = closest_neighbours(tokens, (2, 2), num=5)
+    assert five.is_there.sum(dim=2).tolist() == [[3, 3, 3, 3]]
+
+
+@pytest.mark.parametrize("num", [2, 8])
+def test_summaries_equal_asking_each_neighbourhood_by_itself(num: int) -> None:
+    torch.manual_seed(0)
+    head, tokens = ClassAttention(12, 3).double(), torch.randn(2, 12, 12, dtype=torch.float64)
+    chosen = closest_neighbours(tokens, (3, 4), num=num)
+    image, around = head.with_neighbours(tokens, chosen)
+    torch.testing.assert_close(image, head(tokens))
+    for row in range(2):
+        for patch in range(12):
+            own = chosen.rows[row, patch][chosen.is_there[row, patch]]
+            torch.testing.assert_close(around[row, patch], head(tokens[row, own][None])[0])
+
+
+def test_the_mean_of_neighbours_leaves_gaps_out() -> None:
+    head, tokens = ClassAttention(8, 2), torch.randn(1, 4, 8)
+    mean = head.mean_of_neighbours(tokens, closest_neighbours(tokens, (2, 2), num=8))
+    torch.testing.assert_close(mean[0, 0], head.norm(tokens[0, 1:].mean(dim=0)))
+
+
+def test_the_image_loss_is_the_mean_over_all_pairs_of_two_crops() -> None:
+    torch.manual_seed(0)
+    student, answers = torch.randn(4, 3, 5), torch.randn(2, 3, 5).softmax(dim=2)
+    pairs = [F.cross_entropy(student[s], answers[t]) for t in range(2) for s in range(4) if s != t]
+    torch.testing.assert_close(image_loss(student, answers), torch.stack(pairs).mean())
+
+
+def test_without_patches_the_step_is_dinos_bit_for_bit() -> None:
+    plain, none = made(dino_small()), made(small(), "patch_weight=0", "pooling=cls")
+    assert plain.student.patch_head is None
+    for method in (plain, none):
+        optimizer = torch.optim.AdamW(method.parameter_groups(method.recipe.train))
+        for step in range(2):
+            total = method.loss(batch(step), step).total
+            optimizer.zero_grad()
+            total.backward()
+            method.before_step(step)
+            optimizer.step()
+            method.after_step(step)
+    for (name, one), other in zip(plain.state_dict().items(), none.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_patch_term_leaves_the_image_term_as_it_was() -> None:
+    with_patches = made()
+    weighted = with_patches.loss(batch(), 0)
+    torch.testing.assert_close(weighted.total.detach(), weighted.terms["image_loss"] + 0.1 * weighted.terms["patch_loss"])
+    twin = made(small(), "patch_weight=0")
+    twin.student.load_state_dict({n: v for n, v in with_patches.student.state_dict().items() if not n.startswith("patch_head.")})
+    twin.teacher.load_state_dict(twin.student.state_dict())
+    torch.testing.assert_close(twin.loss(batch(), 0).terms["image_loss"], weighted.terms["image_loss"])
+
+
+def test_the_teacher_learns_from_nobody_and_follows() -> None:
+    method = made(small(), "teacher_momentum=0.5", "steps=10")
+    before = copy.deepcopy(method.teacher.state_dict())
+    method.loss(batch(), 0).total.backward()
+    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    with torch.no_grad():
+        for parameter in method.student.parameters():
+            parameter.add_(1.0)
+    method.after_step(0)
+    for name, value in method.teacher.named_parameters():
+        torch.testing.assert_close(value, before[name] + 0.5)
+
+
+def test_last_layers_stand_still_at_first() -> None:
+    method = made(small(), "freeze_last_steps=1")
+    method.loss(batch(), 0).total.backward()
+    head = method.student.image_head.last_layer.parametrizations.weight.original1
+    assert head.grad is not None
+    method.before_step(1)
+    assert head.grad is not None
+    method.before_step(0)
+    assert head.grad is None
+
+
+def test_evaluation_moves_no_centre() -> None:
+    method = made().eval()
+    method.loss(batch(), 0)
+    assert not method.center.any()
+    assert not method.patch_center.any()
+
+
+def test_ramps() -> None:
+    assert [rising(0.0, 1.0, step, 3) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
+    assert rising(0.04, 0.07, 0, 0) == 0.07
+    assert to_one(0.9, 0, 10) == pytest.approx(0.9)
+    assert to_one(0.9, 10, 10) == pytest.approx(1.0)
+
+
+def test_spread_and_rank_tell_a_collapse() -> None:
+    torch.manual_seed(0)
+    apart, one = torch.randn(500, 16), torch.ones(500, 16) + 1e-4 * torch.randn(500, 16)
+    assert spread(apart) == pytest.approx(1.0, abs=0.02)
+    assert spread(one) < 1e-3
+    assert effective_rank(apart) > 15
+    line = torch.randn(500, 1) @ torch.randn(1, 16)
+    assert effective_rank(line) == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> None:
+    watch, same, apart = Watch(5, 10), torch.ones(8, 4), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(20):
+        watch.look(same, 4)  # before the first step that counts
+    for _ in range(PATIENCE - 1):
+        watch.look(same, 5)
+    resumed = Watch(5, 10)
+    resumed.load_state_dict(watch.state_dict())
+    watch.look(apart, 6)
+    assert watch.found == 0
+    with pytest.raises(TrainingError, match="collapsed at step 9: all images get nearly the same features"):
+        resumed.look(same, 8)
+
+
+def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
+    watch, apart = Watch(0, 1), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    for step in range(PATIENCE - 1):
+        watch.look(apart, step, torch.tensor(1e-5))
+    with pytest.raises(TrainingError, match="the teacher gives all images the same answer"):
+        watch.look(apart, PATIENCE, torch.tensor(1e-5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["images_per_batch=0"], "set images_per_batch"),
+        (["image_px=64"], "global crops are what the network is made for"),
+        (["window=4"], "window is an odd number"),
+        (["pooling=mean"], "patches learn through class attention"),
+        (["teacher_temp=0"], "temperatures must be positive"),
+    ],
+)
+def test_settings_that_cannot_be_say_so(settings: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        override(small(), [*TINY, *settings])
+
+
+def test_one_crop_teaches_nothing() -> None:
+    with pytest.raises(RecipeError, match="two crops or more"):
+        replace(small(), crops=CropSpec(crop_px=(64,), num_crops=(1,), crop_min_area=(0.4,), crop_max_area=(1.0,)))
