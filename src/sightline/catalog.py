@@ -31,6 +31,11 @@ RECIPES = {
     "selfpatch/coco": "sightline.methods.selfpatch:coco",
     "selfpatch/dino-small": "sightline.methods.selfpatch:dino_small",
     "selfpatch/dino-imagenet": "sightline.methods.selfpatch:dino_imagenet",
+    "moby/small": "sightline.methods.moby:small",
+    "moby/swin-small": "sightline.methods.moby:swin_small",
+    "moby/selfpatch-small": "sightline.methods.moby:selfpatch_small",
+    "moby/swin-imagenet": "sightline.methods.moby:swin_imagenet",
+    "moby/vit-imagenet": "sightline.methods.moby:vit_imagenet",
 }
 
 SWEEPS = {
@@ -42,12 +47,14 @@ SWEEPS = {
     "selfpatch/components": "sightline.methods.selfpatch:components",
     "selfpatch/neighbours": "sightline.methods.selfpatch:neighbours",
     "selfpatch/patch-weight": "sightline.methods.selfpatch:patch_weights",
+    "moby/patch-negatives": "sightline.methods.moby:patch_negatives",
 }
 
 METHODS = {
     "irt": "sightline.methods.irt:IRT",
     "classify": "sightline.methods.classify:Classify",
     "selfpatch": "sightline.methods.selfpatch:SelfPatch",
+    "moby": "sightline.methods.moby:Moby",
 }
 
 DATASETS = {

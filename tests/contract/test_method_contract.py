@@ -18,6 +18,7 @@ TUPLE = ["tuples_per_batch=1", "negatives=2"]
 SHUFFLED = ["images_per_batch=4"]
 CROPS = ["crop_px=16,8", "num_crops=2,2", "crop_min_area=0.4,0.1", "crop_max_area=1.0,0.4", "wrap=clip"]
 HEADS = ["num_prototypes=8", "num_patch_prototypes=8", "head_hidden=16", "head_bottleneck=8", "freeze_last_steps=1"]
+UNLABELLED = {"selfpatch": [*CROPS, *HEADS], "moby": ["crop_px=16", "projector_hidden=16", "projector_out=8", "queue_length=8"]}
 
 
 def make(name: str) -> tuple[Recipe, Method]:
@@ -30,7 +31,7 @@ def make(name: str) -> tuple[Recipe, Method]:
         has_patches = named.model.pooling == "class_attention"
         args = ",class_token=false,final_norm=false,global_pool=" if has_patches else ""
         tiny = [setting + args * setting.startswith("backbone_args") for setting in TINY]
-        batches = [*batches, *CROPS, *HEADS]
+        batches = [*batches, *UNLABELLED[name.partition("/")[0]]]
     recipe = override(named, [*tiny, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))

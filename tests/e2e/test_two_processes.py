@@ -29,6 +29,11 @@ OBJECTIVES["tuples"] = f"{IRT} tuples_per_batch=2 negatives=2 query_size=6 pool_
 OBJECTIVES["classify"] = "classify/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.5"
 CROPS = "crop_px=16,8 num_crops=2,2 num_prototypes=8 num_patch_prototypes=8 head_hidden=16 head_bottleneck=8 freeze_last_steps=2"
 OBJECTIVES["selfpatch"] = f"selfpatch/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.1 head_batch_norm=true {CROPS}"
+# Queries and keys of every patch, batch norms over both processes, queues that go round. SGD, for the biases before a batch norm have no gradient.
+OBJECTIVES["moby"] = (
+    "moby/selfpatch-small images_per_batch=8 drop_path=0 optimizer=sgd lr=0.005 crop_px=16 projector_hidden=32 projector_out=16 queue_length=10 "
+    "patch_negatives=true patch_queue_length=20 patch_keys=8"
+)
 # One interpreter trains with each objective in turn: starting it costs more than the training.
 TRAIN_EACH = """
 import json, os, sys

@@ -16,7 +16,14 @@ from sightline.nn.encoder import Encoder
 from sightline.nn.families import sine_positions
 from sightline.recipe import ImageSpec, ModelSpec
 
-SMALL = ["vit_tiny_patch8_64", "vit_relpos_tiny_patch8_64", "vit_tiny_r14_s16_64", "vit_tiny_r14_s8_64", "resnetv2_50half_bit_64"]
+SMALL = [
+    "vit_tiny_patch8_64",
+    "vit_relpos_tiny_patch8_64",
+    "vit_tiny_r14_s16_64",
+    "vit_tiny_r14_s8_64",
+    "resnetv2_50half_bit_64",
+    "swin_tiny_patch2_window4_64",
+]
 TINY_VIT = (("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2))
 
 
@@ -34,6 +41,8 @@ def built(name: str, px: int, **arguments: int | float | bool | str) -> backbone
         ("vit_tiny_r14_s8_64", 32, 1, (4, 4)),
         ("resnetv2_50half_bit_64", 64, 0, (4, 4)),
         ("resnetv2_50half_bit_64", 32, 0, (2, 2)),
+        ("swin_tiny_patch2_window4_64", 64, 0, (8, 8)),
+        ("swin_tiny_patch2_window4_64", 32, 0, (4, 4)),
         ("vit_base_r50_s32_224", 224, 1, (7, 7)),
         ("vit_base_r50_s16_224", 224, 1, (14, 14)),
     ],
@@ -62,7 +71,13 @@ def test_the_first_hybrid_holds_a_regular_resnet_and_the_second_its_layers_in_th
 
 def test_small_families_cost_the_same() -> None:
     flops = {}
-    for name in ("vit_tiny_patch8_64", "vit_relpos_tiny_patch8_64", "vit_tiny_r14_s8_64", "resnetv2_50half_bit_64"):
+    for name in (
+        "vit_tiny_patch8_64",
+        "vit_relpos_tiny_patch8_64",
+        "vit_tiny_r14_s8_64",
+        "resnetv2_50half_bit_64",
+        "swin_tiny_patch2_window4_64",
+    ):
         backbone = built(name, 64)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             backbone(torch.zeros(1, 3, 64, 64))
@@ -88,7 +103,7 @@ def test_a_resnet_norms_groups_and_standardises_its_kernels() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_family_trains_in_layers_freezes_and_comes_back_from_its_folder(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    pooling = "mean" if name.startswith("resnet") else "cls"
+    pooling = "mean" if name.startswith(("resnet", "swin")) else "cls"
     encoder = Encoder(ModelSpec(backbone=name, weights="random", pooling=pooling, frozen=("embed",)), ImageSpec(image_px=32)).eval()
     layers = encoder.backbone.layer_of()
     assert set(layers) == {parameter for parameter, _ in encoder.backbone.net.named_parameters()}

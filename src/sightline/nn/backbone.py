@@ -197,6 +197,8 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
     if fixed:
         arguments["pos_embed"] = "learn"  # the table's place, filled below
     optional: dict[str, Any] = {"img_size": image_px}
+    if not spec.drop_path:
+        optional["drop_path_rate"] = 0.0  # timm's Swin drops a tenth of its paths unless told
     if spec.scales != (1.0,):
         optional["dynamic_img_size"] = True  # a ViT then resamples its positions to each size; the pretrained grid stays as it was
     if pretrained and not hub_is_reachable():

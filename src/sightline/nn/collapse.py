@@ -52,9 +52,10 @@ class Watch(nn.Module):
 
     found: torch.Tensor
 
-    def __init__(self, first_step: int, every: int) -> None:
+    def __init__(self, first_step: int, every: int, settings: str = "a lower teacher_temp, fewer num_prototypes, ") -> None:
+        """``settings``: what of the method's own may help, beside its rate, batch and crops; each followed by a comma."""
         super().__init__()
-        self.first_step, self.every = first_step, every
+        self.first_step, self.every, self.settings = first_step, every, settings
         self.register_buffer("found", torch.zeros((), dtype=torch.int64))
 
     def is_due(self, step: int) -> bool:
@@ -80,7 +81,7 @@ class Watch(nn.Module):
                 else "the teacher gives all images the same answer"
             )
             raise TrainingError(
-                f"the run has collapsed at step {step + 1}: {what}, {PATIENCE} looks in a row; try a lower lr, a lower teacher_temp, fewer "
-                "num_prototypes, more images a batch, or a larger crop_min_area"
+                f"the run has collapsed at step {step + 1}: {what}, {PATIENCE} looks in a row; try a lower lr, {self.settings}more images "
+                "a batch, or a larger crop_min_area"
             )
         return told

@@ -16,6 +16,7 @@ import torch
 from timm.layers import HybridEmbed, StdConv2d, StdConv2dSame
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnetv2 import ResNetV2
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
@@ -44,6 +45,7 @@ default_cfgs = generate_default_cfgs(  # the name is timm's: its registry reads 
         "vit_tiny_r14_s16_64.untrained": _untrained(64, "patch_embed.backbone.stem.conv"),
         "vit_tiny_r14_s8_64.untrained": _untrained(64, "patch_embed.backbone.stem.conv"),
         "resnetv2_50half_bit_64.untrained": _untrained(64, "stem.conv", "head.fc"),
+        "swin_tiny_patch2_window4_64.untrained": _untrained(64, "patch_embed.proj", "head.fc"),
     }
 )
 
@@ -94,6 +96,15 @@ def vit_relpos_tiny_patch8_64(pretrained: bool = False, **given: Any) -> VisionT
     return build_model_with_cfg(VisionTransformerRelPos, "vit_relpos_tiny_patch8_64", pretrained, **(arguments | given))
 
 
+def swin_tiny_patch2_window4_64(pretrained: bool = False, **given: Any) -> SwinTransformer:
+    """Swin for images of 64 px: stages of 32, 16 and 8 patches a side, in windows of four, which divide each; 64 tokens, as ``vit_tiny_patch8_64``.
+
+    timm's smallest has windows of seven and four stages: at 64 px the last is a map of 2 x 2, one window and no shift.
+    """
+    arguments = {"patch_size": 2, "window_size": 4, "embed_dim": 48, "depths": (2, 2, 8), "num_heads": (2, 4, 8)}
+    return build_model_with_cfg(SwinTransformer, "swin_tiny_patch2_window4_64", pretrained, **(arguments | given))
+
+
 for entry in (
     vit_base_r50_s32_224,
     vit_tiny_patch8_64,
@@ -101,6 +112,7 @@ for entry in (
     vit_tiny_r14_s8_64,
     resnetv2_50half_bit_64,
     vit_relpos_tiny_patch8_64,
+    swin_tiny_patch2_window4_64,
 ):
     register_model(entry)
 
