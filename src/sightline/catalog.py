@@ -89,6 +89,7 @@ DENSE_PROTOCOLS: dict[str, str] = {
 
 INDEX_ENGINES = {
     "local": "sightline.index.local:LocalIndex",
+    "patches": "sightline.index.patches:PatchIndex",
 }
 
 RERANKERS = {

@@ -136,6 +136,74 @@ class Tokens:
             )
 
 
+Box = tuple[float, float, float, float]
+"""A part of a picture: left, top, right and bottom in the picture's own pixels, from its upper left corner."""
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """The patches of one picture: unit-length ``vectors`` float32 ``[N, D]`` in row order, ``grid`` (rows, columns), and ``frame``.
+
+    ``frame`` is the part of the picture that the grid divides evenly: all of it, (0, 0, width, height), unless it was cropped.
+    """
+
+    vectors: FloatArray
+    grid: tuple[int, int]
+    frame: Box
+
+    def __post_init__(self) -> None:
+        rows, columns = self.grid
+        left, top, right, bottom = self.frame
+        if self.vectors.ndim != 2 or self.vectors.dtype != np.float32 or len(self.vectors) != rows * columns or not rows * columns:
+            raise ValueError(
+                f"PatchFeatures need float32 vectors [rows * columns, D]; got {self.vectors.dtype} {self.vectors.shape}, grid {self.grid}"
+            )
+        if not (left < right and top < bottom):
+            raise ValueError(f"PatchFeatures need a frame with left < right and top < bottom; got {self.frame}")
+        if not np.all(np.abs(np.linalg.norm(self.vectors, axis=1) - 1.0) <= UNIT_LENGTH_TOLERANCE):
+            raise ValueError("PatchFeatures must have unit length: normalise them first")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def box_of(self, cells: tuple[int, int, int, int]) -> Box:
+        """Return the box of the cells from (top row, left column) up to, not with, (bottom row, right column), in that order."""
+        top, left, bottom, right = cells
+        x, y, x_end, y_end = self.frame
+        width, height = (x_end - x) / self.grid[1], (y_end - y) / self.grid[0]
+        return x + left * width, y + top * height, x + right * width, y + bottom * height
+
+    def cells_of(self, box: Box) -> tuple[int, int, int, int]:
+        """Return the cells (top, left, bottom, right) nearest to a box, at least one: its sides go to the nearest borders of patches.
+
+        Raises:
+            ValueError: nothing of the box is within the frame, or it is empty.
+        """
+        left, top, right, bottom = box
+        x, y, x_end, y_end = self.frame
+        if not (left < right and top < bottom) or not (left < x_end and right > x and top < y_end and bottom > y):
+            raise ValueError(f"the box {box} has nothing of the frame {self.frame}")
+        first_row, end_row = _nearest_cells((top - y) / (y_end - y), (bottom - y) / (y_end - y), self.grid[0])
+        first_column, end_column = _nearest_cells((left - x) / (x_end - x), (right - x) / (x_end - x), self.grid[1])
+        return first_row, first_column, end_row, end_column
+
+    def within(self, cells: tuple[int, int, int, int]) -> FloatArray:
+        """Return the vectors ``[rows * columns, D]`` of the cells, in row order."""
+        top, left, bottom, right = cells
+        part: FloatArray = self.vectors.reshape(*self.grid, -1)[top:bottom, left:right].reshape(-1, self.vectors.shape[1])
+        return part
+
+
+def _nearest_cells(start: float, end: float, num: int) -> tuple[int, int]:
+    """Return the cells [first, end) of ``num`` that the part from ``start`` to ``end`` (shares of the whole) is nearest to."""
+    start, end = max(0.0, start), min(1.0, end)
+    first, last = round(start * num), round(end * num)
+    if first == last:  # narrower than a cell and across a border, or within one: the cell that its middle is in
+        first = min(num - 1, int((start + end) / 2 * num))
+        last = first + 1
+    return first, last
+
+
 @dataclass(frozen=True)
 class Descriptors:
     """Unit-length vectors float32 ``[M, D]`` and where each came from: ``rows`` int64 ``[M]`` into the records that were embedded."""
@@ -171,12 +239,16 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search: the item's id, its path, how similar it is (cosine, -1 to 1) and its metadata."""
+    """One answer of a search: the item's id, its path, how similar it is (cosine, -1 to 1) and its metadata.
+
+    ``box`` is the part of the picture that answers, where regions were looked for.
+    """
 
     id: int
     path: str
     similarity: float
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL_PX = 160
 THUMBNAIL_BYTES = 8192
+IMAGE_QUALITY = 88
 INK = "#010203"
 """Draw in this colour what should take the page's text colour, in light and dark; ``FIGURE_STYLE`` does so for axes and text."""
 
@@ -212,6 +213,14 @@ class Page:
         """Add pictures two by two, each pair in a box of its own."""
         shown = "".join(f"<div class=pair>{_picture(one)}{_picture(other)}</div>" for one, other in pairs)
         self._parts.append(f"<div class=pairs>{shown}</div>")
+        return self
+
+    def image(self, image: Image.Image, *, alt: str) -> Self:
+        """Add one picture at its own size, or as wide as the page where it is wider."""
+        stream = io.BytesIO()
+        image.convert("RGB").save(stream, "JPEG", quality=IMAGE_QUALITY)
+        encoded = base64.b64encode(stream.getvalue()).decode()
+        self._parts.append(f'<figure class=wide><img src="data:image/jpeg;base64,{encoded}" alt="{_text(alt)}"></figure>')
         return self
 
     def plots(self, plots: Sequence[Plot]) -> Self:

@@ -69,6 +69,7 @@ font-weight:700;line-height:20px;text-align:center}
 .strip figcaption span,.lead figcaption span,.pair figcaption span{display:block;overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;color:var(--ink)}
 .strip small,.lead small,.pair small{font-size:.74rem;font-variant-numeric:tabular-nums}
+.wide img{display:block;max-width:100%;height:auto;border-radius:10px}
 .plot h3{margin-top:.8em}
 .plot svg{display:block;width:100%;max-width:640px;height:auto}
 .plot text{font-family:inherit}

@@ -26,13 +26,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "local": {"limits": SMALL},
     "local, IVF": {"limits": dataclasses.replace(SMALL, ivf_rows=500)},
     "local, exact": {},
+    "patches": {"limits": SMALL},
+    "patches, IVF": {"limits": dataclasses.replace(SMALL, ivf_rows=500)},
 }
 
 Make = Callable[[Path], Index]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    # In numbers that float16 has, for engines that store these: what comes back can then be held to be the same bit for bit.
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
 
 
 def pictures(num: int, seed: int = 0) -> tuple[list[Item], np.ndarray]:

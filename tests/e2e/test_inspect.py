@@ -54,7 +54,7 @@ def test_each_kind_of_network(
     assert code == 0
     told = json.loads(capsys.readouterr().out)
     assert told == json.loads((tmp_path / "page" / "numbers.json").read_text(encoding="utf-8"))
-    parts = ("filters", "positions", "attention_distance", "attention", "token_norms", "cka")
+    parts = ("filters", "positions", "attention_distance", "attention", "patches", "token_norms", "cka")
     assert {part for part in parts if not told[part]} == lacks
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     assert page.count("None to show") == len(lacks), "one sentence for each"

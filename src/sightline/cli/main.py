@@ -31,6 +31,7 @@ COMMANDS = (
     searching.index,
     searching.search,
     measuring.inspect,
+    measuring.explain,
     models.reduce,
     models.export,
     training.recipes,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli.options import Dataset, Device, Json, PrecisionOption, Verify, command_line, note, print_json
+from sightline.cli.options import Dataset, Device, Json, PrecisionOption, Verify, command_line, note, parse_box, print_json
 
 
 def evaluate(
@@ -156,3 +156,47 @@ def inspect(
     if as_json:
         print_json(numbers)
     note(f"page: {out / 'index.html'}")
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    image: Annotated[Path, typer.Argument(help="a picture")],
+    other: Annotated[Path, typer.Argument(help="the picture that it matches, or does not")],
+    out: Annotated[Path, typer.Option(help="a .html page, or .png or .jpg for the drawings alone")] = Path("match.html"),
+    box: Annotated[str, typer.Option(help="left,top,right,bottom in the first picture's pixels: explain this part of it")] = "",
+    short_px: Annotated[int, typer.Option("--short-px", min=0, help="bring the short sides to so many pixels (default: the model's)")] = 0,
+    most: Annotated[int, typer.Option(min=1, help="matches to draw; --json has all")] = 24,
+    least: Annotated[float, typer.Option(min=-1, max=1, help="leave out matches of a lower similarity")] = -1.0,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="keep what is so much closer than the second closest; 1 keeps all")] = 1.0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show why two pictures match: the patches that answer each other, and where the second has what a part of the first has.
+
+    Example: sightline explain runs/mine a.jpg b.jpg --box 40,30,120,110 --out match.html
+    """
+    from sightline.workflows import looking
+
+    told = looking.explain(
+        model,
+        (image, other),
+        out,
+        box=parse_box(box),
+        short_px=short_px,
+        most=most,
+        least=least,
+        ratio=ratio,
+        device=device,
+        command=command_line(),
+    )
+    if as_json:
+        print_json(told)
+    else:
+        measures = told["metrics"]
+        print(
+            f"similarity {told['similarity']:.4f}; {measures['num_matches']:,} patches answer each other ({measures['share_matched']:.0%})"
+        )
+        if told["region"]:
+            place = ",".join(f"{side:.0f}" for side in told["region"]["box"])
+            print(f"the box again at {place}, similarity {told['region']['similarity']:.4f}")
+    note(f"written: {out}")

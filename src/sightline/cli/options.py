@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from sightline.errors import UsageError
+
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware multiplies it")
@@ -21,6 +23,23 @@ Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="check a name
 def command_line() -> str:
     """Return the line that was typed, for what is made to tell how it was made."""
     return shlex.join(["sightline", *sys.argv[1:]])
+
+
+def parse_box(text: str) -> tuple[float, float, float, float] | None:
+    """Return the box of ``left,top,right,bottom``, None for an empty text.
+
+    Raises:
+        UsageError: it is not four numbers in order.
+    """
+    if not text:
+        return None
+    try:
+        left, top, right, bottom = (float(side) for side in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"the box '{text}' is not four numbers: write left,top,right,bottom in pixels, such as 40,30,120,110") from error
+    if not (left < right and top < bottom):  # written so that NaN fails too
+        raise UsageError(f"the box '{text}' is empty: write left,top,right,bottom with left below right and top below bottom")
+    return left, top, right, bottom
 
 
 def print_json(payload: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, print_json
+from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, parse_box, print_json
 
 
 def embed(
@@ -38,6 +38,10 @@ def index(
     index: Annotated[Path, typer.Argument(help="the index folder")],
     model: Annotated[str, typer.Option(help="the model that embeds; an existing index remembers its own")] = "",
     images: Annotated[Path | None, typer.Option(help="a folder of images or a manifest: creates the index or brings it up to date")] = None,
+    patches: Annotated[bool, typer.Option("--patches", help="make it an index of patches, which is searched for regions")] = False,
+    short_px: Annotated[
+        int, typer.Option("--short-px", min=0, help="with --patches: the short side of the images in pixels (default: the model's)")
+    ] = 0,
     remove: Annotated[str, typer.Option(help="take out what matches, such as 'label = \"cup\"' or 'path = \"a.jpg\"'")] = "",
     info: Annotated[bool, typer.Option("--info", help="rows, bytes, engine and measured recall")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="check every file and vector")] = False,
@@ -60,6 +64,8 @@ def index(
         index,
         model=model,
         images=images,
+        patches=patches,
+        short_px=short_px,
         remove=remove,
         info=info,
         verify=verify,
@@ -81,6 +87,9 @@ def search(
     index: Annotated[Path, typer.Argument(help="the index folder")],
     image: Annotated[list[Path], typer.Option(help="the picture to look for; may be repeated")],
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
+    box: Annotated[
+        str, typer.Option(help="left,top,right,bottom in the picture's pixels: find regions like it (an index of patches)")
+    ] = "",
     where: Annotated[str, typer.Option(help='only items that match, such as \'camera != 3 and label in ["cup", "mug"]\'')] = "",
     exact: Annotated[bool, typer.Option("--exact", help="compare with every vector instead of the approximate search")] = False,
     rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
@@ -90,19 +99,28 @@ def search(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find the images that look most like a picture.
+    """Find the images that look most like a picture or, in an index of patches, the regions that look most like a part of it.
 
     Example: sightline search photos.index --image query.jpg -k 10 --where 'label != "cup"'
     """
     from sightline.workflows import searching
 
     answers = searching.search(
-        index, image, k, where=where or None, exact=exact, rerank=rerank, rerank_top=rerank_top, model=model, device=device
+        index,
+        image,
+        k,
+        box=parse_box(box),
+        where=where or None,
+        exact=exact,
+        rerank=rerank,
+        rerank_top=rerank_top,
+        model=model,
+        device=device,
     )
     if html is not None:
         from sightline.search.page import write_page
 
-        write_page(html, image, answers, reranked_by=rerank, command=command_line())
+        write_page(html, image, answers, box=parse_box(box), reranked_by=rerank, command=command_line())
         note(f"page: {html}")
     if as_json:
         queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]
@@ -115,7 +133,8 @@ def search(
 
 
 def _hit_json(hit: Any) -> dict[str, Any]:
-    return {"id": hit.id, "path": hit.path, "similarity": round(hit.similarity, 6), "metadata": dict(hit.metadata)}
+    found = {"id": hit.id, "path": hit.path, "similarity": round(hit.similarity, 6), "metadata": dict(hit.metadata)}
+    return found if hit.box is None else {**found, "box": [round(side, 1) for side in hit.box]}
 
 
 def _print_hits(query: Path, hits: Any) -> None:
@@ -129,7 +148,12 @@ def _print_hits(query: Path, hits: Any) -> None:
     table.add_column("similarity", justify="right")
     for key in keys:
         table.add_column(Text(key))
+    has_boxes = any(hit.box is not None for hit in hits)
+    if has_boxes:
+        table.add_column("box")
     table.add_column("path", overflow="fold")
     for position, hit in enumerate(hits, 1):
-        table.add_row(str(position), f"{hit.similarity:.4f}", *(Text(str(hit.metadata.get(key, ""))) for key in keys), Text(hit.path))
+        facts = [Text(str(hit.metadata.get(key, ""))) for key in keys]
+        boxes = [",".join(f"{side:.0f}" for side in hit.box)] if has_boxes else []
+        table.add_row(str(position), f"{hit.similarity:.4f}", *facts, *boxes, Text(hit.path))
     Console(width=None if sys.stdout.isatty() else 160).print(table)

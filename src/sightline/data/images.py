@@ -118,6 +118,14 @@ def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int
         raise _explain(error) from error
 
 
+def own_size(content: bytes, decoded: Image.Image) -> tuple[int, int]:
+    """Return the (width, height), upright, that the file of ``content`` has, of which ``decoded`` may be a JPEG at a reduced scale."""
+    if not content.startswith(_OPENERS[0][0]):
+        return decoded.size
+    image = _open(content)
+    return (image.height, image.width) if _orientation(image) >= 5 else image.size
+
+
 def read_bytes(file: Path) -> bytes:
     """Return the content of a regular file.
 

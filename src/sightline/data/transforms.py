@@ -118,6 +118,28 @@ class EvalTransform(_OneImage):
 
 
 @dataclass(frozen=True)
+class WholeTransform(_OneImage):
+    """All of the picture, its aspect kept: the short side near ``short_px``, both sides multiples of ``multiple_px``; the seed is not used.
+
+    A picture longer than ``MAX_ASPECT`` times its short side is squeezed to that, for nothing is cropped.
+    """
+
+    short_px: int
+    multiple_px: int
+
+    def pixels(self, image: Image.Image, seed: int = 0) -> torch.Tensor:
+        """Return uint8 ``[3, H, W]``."""
+        width, height = self.size_px(image.size)
+        return _packed(_resized(to_pixels(image), height, width, self.image))
+
+    def size_px(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (width, height) that a picture of ``size`` (width, height) is brought to."""
+        scale, longest = self.short_px / min(size), MAX_ASPECT * self.short_px
+        width, height = (max(1, round(min(side * scale, longest) / self.multiple_px)) * self.multiple_px for side in size)
+        return width, height
+
+
+@dataclass(frozen=True)
 class TrainTransform(_OneImage):
     """The recipe's augmentation: crop, mirror, rotation, colour, RandAugment, an erased box."""
 

@@ -60,7 +60,7 @@ class Ann:
         self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int, allowed: BoolArray | None
     ) -> tuple[IntArray, FloatArray]:
         rows = self._candidates(queries, k * OVERFETCH[self.kind], parameter, allowed)
-        similarity = similarities_of(queries, vectors[np.maximum(rows, 0)])
+        similarity = similarities_of(queries, np.asarray(vectors[np.maximum(rows, 0)], np.float32))
         similarity[rows < 0] = -np.inf
         if rows.shape[1] < k:
             pads = ((0, 0), (0, k - rows.shape[1]))
@@ -100,9 +100,9 @@ def build(kind: str, vectors: FloatArray) -> Ann:
         # RaBitQ's error bound holds for randomly rotated vectors only.
         structure = faiss.index_factory(dim, f"RR{dim},IVF{_num_lists(num_rows)},RaBitQ")
     sample = np.linspace(0, num_rows - 1, min(num_rows, TRAINING_ROWS)).astype(np.int64)
-    structure.train(vectors[sample])
+    structure.train(np.asarray(vectors[sample], np.float32))
     for start in range(0, num_rows, BLOCK_ROWS):
-        structure.add(vectors[start : start + BLOCK_ROWS])
+        structure.add(np.asarray(vectors[start : start + BLOCK_ROWS], np.float32))
     return Ann(kind, num_rows, 0, structure)
 
 

@@ -73,6 +73,8 @@ class Header:
     model: str = ""
     created: str = ""
     format: int = FORMAT
+    short_px: int = 0
+    """Of an index of patches: what the short side of its pictures is brought to. Left out of the file where it is 0."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class SegmentInfo:
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index says about itself; sizes in bytes, ``recall_at_10`` (0 to 1) measured against exact search."""
+    """What an index says about itself: ``rows`` are vectors, ``items`` pictures; sizes in bytes, ``recall_at_10`` (0 to 1) measured against exact search."""
 
     path: str
     engine: str
@@ -98,6 +100,7 @@ class IndexInfo:
     model: str
     created: str
     rows: int
+    items: int
     log_rows: int
     dead_rows: int
     bytes_on_disk: int
@@ -116,11 +119,13 @@ class Index(ABC):
     path: Path
 
     @staticmethod
-    def create(path: str | Path, *, dim: int, fingerprint: str, model: str = "", engine: str = "local", **options: Any) -> Index:
+    def create(
+        path: str | Path, *, dim: int, fingerprint: str, model: str = "", engine: str = "local", short_px: int = 0, **options: Any
+    ) -> Index:
         """Return a new, empty index open for writing; it appears at ``path`` whole or not at all.
 
         ``fingerprint`` names the model whose vectors it will take, ``model`` says where that model was found;
-        ``options`` are the engine's own.
+        ``short_px`` is the size of the pictures whose patches it will take (engine ``patches``); ``options`` are the engine's own.
 
         Raises:
             IndexStoreError: something is at ``path`` already.
@@ -135,13 +140,13 @@ class Index(ABC):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise IndexStoreError(f"'{folder}' exists and is not an index: choose an empty or a new folder")
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created)
+        header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created, short_px=short_px)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             # Made beside its place and renamed into it: killed halfway, nothing at `path` looks like an index.
             draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
             draft.mkdir()
-            write_durably(draft / HEADER, json.dumps(asdict(header), indent=2).encode() + b"\n")
+            write_durably(draft / HEADER, json.dumps(_as_plain(header), indent=2).encode() + b"\n")
             kind.lay_out(draft, header)
             draft.rename(folder)
             sync_folder(folder.parent)
@@ -276,6 +281,10 @@ class Index(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _as_plain(header: Header) -> dict[str, Any]:
+    return {name: value for name, value in asdict(header).items() if name != "short_px" or value}
 
 
 def read_header(folder: Path) -> Header:

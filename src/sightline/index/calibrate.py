@@ -56,7 +56,7 @@ def held_out_queries(vectors: FloatArray, *, seed: int) -> FloatArray:
     """
     random = np.random.default_rng(seed)
     rows = np.sort(random.choice(len(vectors), min(NUM_QUERIES, len(vectors)), replace=False))
-    start = vectors[rows]
+    start = np.asarray(vectors[rows], np.float32)
     nearest, _ = exact_top(start, vectors, K + 1)
     pick = nearest[np.arange(len(rows)), random.integers(1, min(K + 1, len(vectors)), len(rows))]
     away = start + STEP * (start - vectors[pick])

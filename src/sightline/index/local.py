@@ -20,7 +20,7 @@ from sightline.index import ann, filters, plan, writer
 from sightline.index import snapshot as snapshots
 from sightline.index.base import Header, Index, IndexInfo, Item, Known, SegmentInfo, check_vectors, sync_folder
 from sightline.index.filters import Filter
-from sightline.index.segments import FOLDER, Segment, ann_file, open_segment, problems
+from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, open_segment, problems
 from sightline.index.snapshot import Snapshot
 from sightline.index.store import SegmentRow, Store, create, explained
 from sightline.index.writer import Limits, WriterLock
@@ -35,8 +35,12 @@ class LocalIndex(Index):
     Threads may share one; writes wait for each other, searches wait for nobody.
     """
 
+    STORE: type[Store] = Store
+    DTYPE = FLOAT32
+    LIMITS = Limits()
+
     def __init__(self, folder: Path, header: Header, *, read_only: bool = False, limits: Limits | None = None) -> None:
-        self.path, self.header, self.limits = folder, header, limits or Limits()
+        self.path, self.header, self.limits = folder, header, limits or self.LIMITS
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._snapshot: Snapshot | None = None
         self._anns: dict[tuple[int, str], ann.Ann | None] = {}
@@ -45,9 +49,9 @@ class LocalIndex(Index):
         with ExitStack() as stack:
             if not read_only:
                 stack.enter_context(closing(WriterLock(folder)))
-                self._store = stack.enter_context(closing(Store(folder, read_only=False)))
+                self._store = stack.enter_context(closing(self.STORE(folder, read_only=False)))
                 writer.sweep_litter(self._store, folder)
-            self._reader = stack.enter_context(closing(Store(folder, read_only=True)))
+            self._reader = stack.enter_context(closing(self.STORE(folder, read_only=True)))
             self._open = stack.pop_all()
 
     @classmethod
@@ -79,7 +83,7 @@ class LocalIndex(Index):
             store, segments = self._writable(), self._current(with_log=False).segments
             with store.writing("adding to the index"):
                 ids = store.put_items([items[place] for place in places])
-                _bury(store, segments, np.sort(ids))
+                bury(store, segments, np.sort(ids))
                 store.put_vectors(ids, vectors[places])
             self._keep_up(store)
         id_of = dict(zip(last, ids.tolist(), strict=True))
@@ -100,7 +104,7 @@ class LocalIndex(Index):
                     gone = np.array(sorted(store.items(np.asarray(ids, dtype=np.int64))), dtype=np.int64)
                 else:
                     gone = store.ids(_parsed(where))
-                _bury(store, segments, gone)
+                bury(store, segments, gone)
                 store.drop_items(gone)
             self._keep_up(store)
         return len(gone)
@@ -109,7 +113,7 @@ class LocalIndex(Index):
         """See ``Index.seal``: the log becomes a segment, small segments one, and large ones get a calibrated search structure."""
         with self._writing:
             store = self._writable()
-            writer.seal_log(store, self.path, self.header.dim)
+            writer.seal_log(store, self.path, self.header.dim, self.DTYPE)
             self._merge(store, writer.to_merge(self._current(with_log=False).segments, self.limits))
             writer.index_segments(store, self.path, self._current(with_log=False), self.limits)
             store.give_back()
@@ -118,7 +122,7 @@ class LocalIndex(Index):
         """See ``Index.compact``: all segments become one, without dead rows."""
         with self._writing:
             store = self._writable()
-            writer.seal_log(store, self.path, self.header.dim)
+            writer.seal_log(store, self.path, self.header.dim, self.DTYPE)
             segments = self._current(with_log=False).segments
             if len(segments) > 1 or any(segment.num_live < segment.row.rows for segment in segments):
                 self._merge(store, list(segments))
@@ -134,7 +138,7 @@ class LocalIndex(Index):
             sound = [segment for row in store.segments() for segment, wrong in [self._checked(row)] if segment is not None and not wrong]
             with store.writing("repairing the index"):
                 kept = [store.log_rows(self.header.dim)[1], *(segment.ids[segment.live] for segment in sound)]
-                lost = np.setdiff1d(store.ids(None), np.concatenate(kept))
+                lost = np.setdiff1d(store.ids(None), np.concatenate(kept) >> store.bits)
                 store.drop_items(lost)
                 for row in store.segments():
                     if row not in [segment.row for segment in sound]:
@@ -155,7 +159,7 @@ class LocalIndex(Index):
 
     def _keep_up(self, store: Store) -> None:
         if store.num_log_rows() >= self.limits.log_rows:
-            writer.seal_log(store, self.path, self.header.dim)
+            writer.seal_log(store, self.path, self.header.dim, self.DTYPE)
         segments = self._current(with_log=False).segments
         unindexed = sum(segment.num_live for segment in segments if segment.row.ann_kind is None)
         dead, rows = sum(segment.row.rows - segment.num_live for segment in segments), sum(segment.row.rows for segment in segments)
@@ -229,7 +233,7 @@ class LocalIndex(Index):
             if where not in self._allowed:
                 with self._reader.reading():
                     matching = None if where is None else self._reader.ids(where)
-                self._allowed[where] = plan.allow(now, matching)
+                self._allowed[where] = plan.allow(now, matching, self._reader.bits)
                 if len(self._allowed) > REMEMBERED_FILTERS:
                     self._allowed.popitem(last=False)
             return now, self._allowed[where]
@@ -274,6 +278,7 @@ class LocalIndex(Index):
             model=head.model,
             created=head.created,
             rows=rows,
+            items=rows,
             log_rows=len(now.log.ids),
             dead_rows=sum(about.dead for about in segments),
             bytes_on_disk=bytes_on_disk,
@@ -318,8 +323,8 @@ class LocalIndex(Index):
         located = np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
         counts = {
             "items have more than one vector": len(located) - len(np.unique(located)),
-            "items have no vector": len(np.setdiff1d(ids, located)),
-            "vectors belong to no item": len(np.setdiff1d(located, ids)),
+            "items have no vector": len(np.setdiff1d(ids, located >> self._reader.bits)),
+            "vectors belong to no item": int((~np.isin(located >> self._reader.bits, ids)).sum()),
         }
         found = [f"{num} {what}" for what, num in counts.items() if num]
         for segment in now.segments:
@@ -330,9 +335,10 @@ class LocalIndex(Index):
         return found
 
 
-def _bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
+def bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
+    """Mark all rows of these items (ascending) as dead, in every segment (inside ``writing``)."""
     for segment in segments:
-        store.bury(segment.row.number, segment.rows_of(ids))
+        store.bury(segment.row.number, segment.rows_of(ids, store.bits))
 
 
 def _parsed(where: str | Filter | None) -> Filter | None:

@@ -36,21 +36,21 @@ class Allowed:
     num: int
 
 
-def allow(snapshot: Snapshot, matching: IntArray | None) -> Allowed:
-    """Return the living rows, or those of them whose ids are in ``matching`` (ascending)."""
+def allow(snapshot: Snapshot, matching: IntArray | None, bits: int = 0) -> Allowed:
+    """Return the living rows, or those of them whose ids, without the last ``bits`` bits, are in ``matching`` (ascending)."""
     assert snapshot.log is not None
     if matching is None:
         log = np.ones(len(snapshot.log.ids), dtype=np.bool_)
         segments = {segment.row.number: segment.live for segment in snapshot.segments}
     else:
-        log = np.isin(snapshot.log.ids, matching, assume_unique=True)
-        segments = {segment.row.number: _mask(segment, matching) for segment in snapshot.segments}
+        log = np.isin(snapshot.log.ids >> bits, matching, assume_unique=not bits)
+        segments = {segment.row.number: _mask(segment, matching, bits) for segment in snapshot.segments}
     return Allowed(log, segments, int(log.sum()) + sum(int(mask.sum()) for mask in segments.values()))
 
 
-def _mask(segment: Segment, matching: IntArray) -> BoolArray:
+def _mask(segment: Segment, matching: IntArray, bits: int) -> BoolArray:
     mask = np.zeros(len(segment.ids), dtype=np.bool_)
-    mask[segment.rows_of(matching)] = True
+    mask[segment.rows_of(matching, bits)] = True
     return mask
 
 

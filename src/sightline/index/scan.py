@@ -40,7 +40,7 @@ def _exact_top(queries: FloatArray, vectors: FloatArray, k: int, allowed: BoolAr
             rows = np.flatnonzero(allowed[start : start + len(block)]) + start
             block = block if len(rows) == len(block) else block[rows - start]
         if len(rows):
-            _merge_block(queries, block, rows, best_rows, best)
+            _merge_block(queries, np.asarray(block, np.float32), rows, best_rows, best)
     return best_rows, best
 
 

@@ -17,12 +17,13 @@ from sightline.index.store import SegmentRow
 
 FOLDER = "segments"
 BLOCK_BYTES = 1 << 22
+FLOAT32, FLOAT16 = "<f4", "<f2"
 SPOT_CHECKS = 64
 """Rows read when a segment is opened: enough to notice a file of zeros; ``verify`` reads them all."""
 
 
 def vectors_file(folder: Path, number: int) -> Path:
-    """Return where the vectors of a segment are: a float32 ``.npy`` ``[M, D]``."""
+    """Return where the vectors of a segment are: a ``.npy`` ``[M, D]``, float32 or, of patches, float16."""
     return folder / FOLDER / f"{number:06d}.vectors.npy"
 
 
@@ -50,15 +51,32 @@ class Segment:
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_live", int(self.live.sum()))
 
-    def rows_of(self, ids: IntArray) -> IntArray:
-        """Return the living rows that hold ``ids`` (ascending), ascending; ids that are not here are left out."""
+    def rows_of(self, ids: IntArray, bits: int = 0) -> IntArray:
+        """Return the living rows that hold ``ids`` (ascending), ascending; ids that are not here are left out.
+
+        With ``bits`` they are the rows of whole items: all whose number, without its last ``bits`` bits, is among ``ids``.
+        """
+        if bits:
+            start, end = np.searchsorted(self.ids, ids << bits), np.searchsorted(self.ids, (ids + 1) << bits)
+            of_items = runs(start, end - start)
+            living: IntArray = of_items[self.live[of_items]]
+            return living
         rows = np.searchsorted(self.ids, ids)
         rows = rows[self.ids[np.minimum(rows, len(self.ids) - 1)] == ids]
         found: IntArray = rows[self.live[rows]]
         return found
 
 
-def write_segment(folder: Path, number: int, dim: int, parts: Iterable[tuple[IntArray, FloatArray]], num_rows: int) -> SegmentRow:
+def runs(start: IntArray, num: IntArray) -> IntArray:
+    """Return the numbers ``start, start + 1, ...``, ``num`` of them, of each pair, one run after the other."""
+    before = np.cumsum(num) - num
+    counted: IntArray = np.arange(int(num.sum())) + np.repeat(start - before, num)
+    return counted
+
+
+def write_segment(
+    folder: Path, number: int, dim: int, parts: Iterable[tuple[IntArray, FloatArray]], num_rows: int, dtype: str = FLOAT32
+) -> SegmentRow:
     """Write (ids, vectors) parts, ascending by id and ``num_rows`` in all, as durable files, and return what to publish.
 
     Nothing points at the files yet: killed before ``Store.publish``, they are litter that the next writer sweeps.
@@ -68,9 +86,9 @@ def write_segment(folder: Path, number: int, dim: int, parts: Iterable[tuple[Int
     def blocks() -> Iterator[bytes]:
         for ids, vectors in parts:
             ids_parts.append(ids)
-            yield np.ascontiguousarray(vectors, dtype="<f4").tobytes()
+            yield np.ascontiguousarray(vectors, dtype=dtype).tobytes()
 
-    vectors_sha256 = _write_npy(vectors_file(folder, number), "<f4", (num_rows, dim), blocks())
+    vectors_sha256 = _write_npy(vectors_file(folder, number), dtype, (num_rows, dim), blocks())
     ids = np.concatenate(ids_parts)
     if len(ids) != num_rows or np.any(np.diff(ids) <= 0):
         raise AssertionError("a segment's ids must ascend and be as many as announced")
@@ -100,11 +118,11 @@ def open_segment(folder: Path, row: SegmentRow, dim: int, dead_rows: IntArray) -
     Raises:
         DamagedError: a file is missing or not what was published; see ``snapshot.current`` for the innocent reason.
     """
-    ids = _map(ids_file(folder, row.number), "<i8", (row.rows,))
+    ids = _map(ids_file(folder, row.number), ("<i8",), (row.rows,))
     file = vectors_file(folder, row.number)
-    vectors = _map(file, "<f4", (row.rows, dim))
+    vectors = _map(file, (FLOAT32, FLOAT16), (row.rows, dim))
     try:
-        check_vectors(vectors[:: max(1, row.rows // SPOT_CHECKS)], dim)
+        check_vectors(np.asarray(vectors[:: max(1, row.rows // SPOT_CHECKS)], np.float32), dim)
     except IndexStoreError as error:
         raise damaged(file) from error
     live = np.ones(row.rows, dtype=np.bool_)
@@ -112,12 +130,12 @@ def open_segment(folder: Path, row: SegmentRow, dim: int, dead_rows: IntArray) -
     return Segment(row, np.array(ids), vectors, live, file)
 
 
-def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def _map(file: Path, dtypes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise damaged(file) from error
-    if found.dtype != np.dtype(dtype) or found.shape != shape:
+    if found.dtype not in [np.dtype(dtype) for dtype in dtypes] or found.shape != shape:
         raise damaged(file)
     return np.asarray(found)  # a plain view of the mapping: np.memmap's own bookkeeping costs more than a small product
 
@@ -149,7 +167,7 @@ def problems(folder: Path, segment: Segment) -> list[str]:
             found.append(f"{FOLDER}/{file.name}: its content is not what was published (SHA-256 differs)")
     try:
         for start in range(0, row.rows, 65_536):
-            check_vectors(segment.vectors[start : start + 65_536], segment.vectors.shape[1])
+            check_vectors(np.asarray(segment.vectors[start : start + 65_536], np.float32), segment.vectors.shape[1])
     except IndexStoreError:
         found.append(f"{FOLDER}/{vectors_file(folder, row.number).name}: a vector does not have unit length")
     return found

@@ -39,7 +39,7 @@ class Snapshot:
         parts = [(self.log.ids[in_log], self.log.vectors[in_log])]
         for segment in self.segments:
             rows = segment.rows_of(ids)
-            parts.append((segment.ids[rows], segment.vectors[rows]))
+            parts.append((segment.ids[rows], np.asarray(segment.vectors[rows], np.float32)))
         found = np.concatenate([part for part, _ in parts])
         order = np.argsort(found)
         return found[order], np.concatenate([part for _, part in parts])[order]

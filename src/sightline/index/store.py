@@ -102,7 +102,12 @@ def create(folder: Path) -> None:
 
 
 class Store:
-    """One connection to the truth. Reading methods see one generation; writing ones belong inside ``writing``."""
+    """One connection to the truth. Reading methods see one generation; writing ones belong inside ``writing``.
+
+    An item may have several vectors: a row's number is the item's id with ``bits`` bits behind it that count the item's rows.
+    """
+
+    bits = 0
 
     def __init__(self, folder: Path, *, read_only: bool) -> None:
         self.file = folder / FILE
@@ -175,11 +180,8 @@ class Store:
         """Delete items with their facts and log rows (inside ``writing``)."""
         wanted = json.dumps(ids.tolist())
         self._forget_facts(self._rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted]))
-        for sql in (
-            "DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))",
-            "DELETE FROM log WHERE id IN (SELECT value FROM json_each(?))",
-        ):
-            self.connection.execute(sql, [wanted])
+        self.connection.execute("DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted])
+        self.drop_vectors(ids)
 
     def _forget_facts(self, rows: Sequence[tuple[int, str]]) -> None:
         facts = ((key, value, id) for id, metadata in rows for key, value in json.loads(metadata).items() if value is not None)
@@ -232,6 +234,11 @@ class Store:
             "INSERT OR REPLACE INTO log(id, vector) VALUES (?, ?)",
             ((int(id), vector.tobytes()) for id, vector in zip(ids, vectors, strict=True)),
         )
+
+    def drop_vectors(self, ids: IntArray) -> None:
+        """Delete the log rows of items (inside ``writing``)."""
+        ranges = ((id << self.bits, (id + 1) << self.bits) for id in ids.tolist())
+        self.connection.executemany("DELETE FROM log WHERE id >= ? AND id < ?", ranges)
 
     def log_seqs(self) -> IntArray:
         """Return the sequence numbers of the log."""

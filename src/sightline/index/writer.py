@@ -69,12 +69,12 @@ def sweep_litter(store: Store, folder: Path) -> None:
         sweep(folder, [row.number for row in store.segments()])
 
 
-def seal_log(store: Store, folder: Path, dim: int) -> None:
+def seal_log(store: Store, folder: Path, dim: int, dtype: str) -> None:
     """Move the whole log into a new segment."""
     num_rows = store.num_log_rows()
     if num_rows:
         with explained("sealing the log"):
-            made = write_segment(folder, store.next_segment(), dim, store.log_parts(dim), num_rows)
+            made = write_segment(folder, store.next_segment(), dim, store.log_parts(dim), num_rows, dtype)
         with store.writing("sealing the log"):
             store.publish(made)
             store.clear_log()
@@ -84,7 +84,8 @@ def merge_segments(store: Store, folder: Path, dim: int, group: Sequence[Segment
     """Put the living rows of ``group`` into one new segment in its place; without any, the group just goes."""
     num_rows = sum(segment.num_live for segment in group)
     with explained("merging segments"):
-        made = write_segment(folder, store.next_segment(), dim, _merged(group), num_rows) if num_rows else None
+        dtype = group[0].vectors.dtype.str
+        made = write_segment(folder, store.next_segment(), dim, _merged(group), num_rows, dtype) if num_rows else None
     with store.writing("merging segments"):
         for segment in group:
             store.drop_segment(segment.row.number)

@@ -1,4 +1,4 @@
-"""The sections of an inspection about a model's layers: filters, positions, reach of attention, where it looks, token norms, likeness."""
+"""The sections of an inspection about a model's layers: filters, positions, reach of attention, where it looks, patches, token norms, likeness."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sightline.data.images import BadImage
-from sightline.data.loading import open_image
 from sightline.data.transforms import eval_transform
 from sightline.errors import ModelError
 from sightline.html import Number, Page, Picture, Plot
 from sightline.lens import draw
 from sightline.lens.attention import asking_tokens, attention
+from sightline.lens.colours import add_colours, as_seen
 from sightline.lens.inside import Inside, grid, norm_numbers
 from sightline.lens.sheet import contact_sheet, mosaic
 from sightline.lens.view import View
@@ -30,7 +29,7 @@ ASKERS = {
     (0, 1): "the class and the distillation token look, on average,",
 }
 
-FILES = ("filters.png", "positions.png", "attention_distance.png", "attention.png", "token_norms.png", "cka.png")
+FILES = ("filters.png", "positions.png", "attention_distance.png", "attention.png", "patches.png", "token_norms.png", "cka.png")
 
 Sheets = dict[str, "Image.Image | Figure"]
 """Pictures to stand beside the page, by file name; the first model's."""
@@ -44,10 +43,15 @@ def add_network(page: Page, views: Sequence[View]) -> tuple[list[dict[str, Any]]
     _add_positions(page, insides, sheets)
     _add_distance(page, insides, sheets)
     has_attention = _add_attention(page, views, sheets)
+    colours, coloured = add_colours(page, views)
+    if coloured is not None:
+        sheets["patches.png"] = coloured
     _add_norms(page, insides, sheets)
     beside = _add_likeness(page, insides, sheets)
     numbers = [inside.numbers() for inside in insides]
     numbers[0]["attention"] = has_attention
+    for mine, shares in zip(numbers, colours, strict=True):
+        mine["patches"] = None if shares is None else {"variance_in_colours": shares}
     for other, alike in zip(numbers[1:], beside, strict=True):
         other["cka_with_first"] = alike
     return numbers, sheets
@@ -130,7 +134,7 @@ def _add_attention(page: Page, views: Sequence[View], sheets: Sheets) -> bool:
     )
     rows = []
     for place in view.example_places():
-        image = _as_seen(view, place)
+        image = as_seen(view, place)
         if image is None:
             continue  # it has gone since it was embedded
         try:
@@ -146,16 +150,6 @@ def _add_attention(page: Page, views: Sequence[View], sheets: Sheets) -> bool:
     if rows:
         sheets["attention.png"] = mosaic(rows)
     return True
-
-
-def _as_seen(view: View, place: int) -> Image.Image | None:
-    """Return the image at a place after the model's resize and crop, None where it cannot be read."""
-    transform = eval_transform(view.encoder.image)
-    try:
-        pixels = transform.pixels(open_image(view.records, int(view.rows[place]), transform.short_px), 0)
-    except BadImage:
-        return None
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _add_norms(page: Page, insides: Sequence[Inside], sheets: Sheets) -> None:
@@ -188,7 +182,7 @@ def _add_norms(page: Page, insides: Sequence[Inside], sheets: Sheets) -> None:
         page.plots(plots)
     pairs = []
     for place in first.view.example_places():
-        image, norms = _as_seen(first.view, place), first.norms_of(int(first.view.rows[place]))
+        image, norms = as_seen(first.view, place), first.norms_of(int(first.view.rows[place]))
         if image is not None and norms is not None:
             note = f"{norms.min():.3g} to {norms.max():.3g}"
             pairs.append((Picture(image, first.view.name(place)), Picture(draw.overlay(image, norms), "norms", note)))

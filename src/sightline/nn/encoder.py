@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from sightline.contracts import FloatArray, Tokens
-from sightline.data.images import BadImage, decode
-from sightline.data.transforms import eval_transform
+from sightline.contracts import FloatArray, PatchFeatures, Tokens
+from sightline.data.images import BadImage, decode, own_size, read_bytes
+from sightline.data.transforms import WholeTransform, eval_transform
 from sightline.errors import DataError, ModelError
 from sightline.nn.backbone import Backbone, build
 from sightline.nn.checkpoints import read_weights
@@ -138,6 +138,53 @@ class Encoder(nn.Module):
         parts = [self.embed_batch(torch.stack(batch), precision=precision) for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
+    def whole(self, short_px: int = 0) -> WholeTransform:
+        """Return what brings whole pictures to ``short_px`` (0: the model's own ``image_px``) and to multiples of the patch."""
+        return WholeTransform(self.image, short_px or self.image.image_px, self.backbone.multiple_px)
+
+    def patches(
+        self, pictures: Sequence[Picture], *, short_px: int = 0, batch_size: int = 16, precision: Precision = "auto"
+    ) -> Iterator[PatchFeatures]:
+        """Yield the patch features of paths, file bytes or PIL images, in their order: whole pictures, their aspect kept.
+
+        ``short_px`` is what the short side is brought to, 0 the model's own size; both sides go to the nearest multiples of the patch.
+        Neighbours that come to the same size go through the network together, up to ``batch_size``.
+
+        Raises:
+            DataError: one of them cannot be decoded.
+            ModelError: the network takes images of one size only, and this picture comes to another.
+        """
+        transform = self.whole(short_px)
+        waiting: list[tuple[torch.Tensor, tuple[int, int]]] = []
+        for picture in pictures:
+            image, size = _decoded_with_size(picture, transform.short_px)
+            pixels = transform.pixels(image)
+            if waiting and (len(waiting) == batch_size or waiting[0][0].shape != pixels.shape):
+                yield from self._patches_of(transform, waiting, precision)
+                waiting = []
+            waiting.append((pixels, size))
+        if waiting:
+            yield from self._patches_of(transform, waiting, precision)
+
+    def _patches_of(
+        self, transform: WholeTransform, batch: Sequence[tuple[torch.Tensor, tuple[int, int]]], precision: Precision
+    ) -> Iterator[PatchFeatures]:
+        vectors, grid = self.patch_batch(transform.normalise(torch.stack([pixels for pixels, _ in batch])), precision=precision)
+        for mine, (_, (width, height)) in zip(vectors, batch, strict=True):
+            yield PatchFeatures(mine, grid, (0.0, 0.0, float(width), float(height)))
+
+    @torch.inference_mode()
+    def patch_batch(self, images: torch.Tensor, *, precision: Precision = "auto") -> tuple[FloatArray, tuple[int, int]]:
+        """Return unit-length patches float32 ``[B, N, D]`` of normalised images ``[B, 3, H, W]``, and their grid, in evaluation mode."""
+        was_training = self.training
+        self.eval()
+        dtype = autocast_dtype(precision, self.device)
+        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            tokens = self.tokens(images.to(self.device, non_blocking=True))
+        self.train(was_training)
+        vectors: FloatArray = F.normalize(tokens.patches.float(), dim=-1).cpu().numpy()
+        return vectors, tokens.grid
+
     @torch.inference_mode()
     def embed_batch(self, images: torch.Tensor, *, precision: Precision = "auto") -> FloatArray:
         """Return unit-length descriptors float32 ``[B, D]`` of normalised images ``[B, 3, H, W]``, in evaluation mode."""
@@ -181,10 +228,17 @@ def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
 
 
 def _decoded(picture: Picture, short_px: int) -> Image.Image:
+    return _decoded_with_size(picture, short_px)[0]
+
+
+def _decoded_with_size(picture: Picture, short_px: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Return the picture, perhaps at a reduced scale, and its own (width, height)."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return picture.convert("RGB"), picture.size
     try:
-        return decode(Path(picture) if isinstance(picture, str) else picture, short_px=short_px)
+        content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
+        image = decode(content, short_px=short_px)
+        return image, own_size(content, image)
     except BadImage as error:
         name = "the picture" if isinstance(picture, bytes) else f"'{picture}'"
         raise DataError(f"{name} cannot be read as an image: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.errors import DataError
 from sightline.index.base import Index, Item
+from sightline.index.patches import PatchIndex
 from sightline.nn.encoder import Encoder, Picture
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
+from sightline.search.patches import patch_stream
 from sightline.search.rerank.base import Reranker
 
 RERANKED = 1_000
@@ -44,7 +46,7 @@ def update_index(
     prune: bool = True,
     show: bool = True,
 ) -> Update:
-    """Embed what is new or has changed, and take out what has gone; stopped at any moment, the next call goes on where it was.
+    """Embed what is new or has changed (in an index of patches, its patches), and take out what has gone; stopped at any moment, the next call goes on where it was.
 
     Every batch is acknowledged, durable, before the next one is embedded. A file is unchanged when its size and modification time
     are. ``prune`` removes the index's items below ``records.root`` whose files are no longer among the records (a folder that could not
@@ -63,15 +65,42 @@ def update_index(
     removed = index.remove(paths=_gone(known, paths, records.root, bad_files)) if prune else 0
     added = changed = 0
     if len(wanted):
-        for rows, vectors in _embedded(encoder, records.select(wanted), bad_files, batch_size, precision, show):
-            items = [_item(records, int(row), paths[row], stats[row]) for row in wanted[rows]]
-            index.upsert(items, vectors)
+        chosen = records.select(wanted)
+
+        def items_of(rows: IntArray) -> list[Item]:
+            return [_item(records, int(row), paths[row], stats[row]) for row in wanted[rows]]
+
+        for items in _acknowledged(index, encoder, chosen, items_of, bad_files, batch_size, precision, show):
             changed += sum(item.path in known for item in items)
             added += sum(item.path not in known for item in items)
     if index.count() == 0:
         raise DataError(f"none of the {len(records):,} files in '{records.root}' could be read as an image: {bad_files.summary()}")
     index.seal()
     return Update(added, changed, sum(known.get(path) == stat for path, stat in zip(paths, stats, strict=True)), removed, len(bad_files))
+
+
+def _acknowledged(
+    index: Index,
+    encoder: Encoder,
+    records: Records,
+    items_of: Callable[[IntArray], list[Item]],
+    bad_files: BadFiles,
+    batch_size: int,
+    precision: Precision,
+    show: bool,
+) -> Iterator[list[Item]]:
+    """Embed the records and yield the items of each batch once it is durable."""
+    if isinstance(index, PatchIndex):
+        short_px = index.header.short_px
+        for rows, patches in patch_stream(encoder, records, bad_files, short_px=short_px, precision=precision, show=show, what="indexing"):
+            items = items_of(rows)
+            index.upsert_patches(items, patches)
+            yield items
+        return
+    for rows, vectors in _embedded(encoder, records, bad_files, batch_size, precision, show):
+        items = items_of(rows)
+        index.upsert(items, vectors)
+        yield items
 
 
 def _embedded(

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from sightline import runtime
-from sightline.contracts import Descriptors
-from sightline.data.images import BadFiles
-from sightline.errors import UsageError
+from sightline.contracts import Box, Descriptors
+from sightline.data.images import BadFiles, BadImage, decode
+from sightline.errors import DataError, UsageError
+from sightline.lens.explain import explain as write_explanation
+from sightline.lens.explain import require_drawable
 from sightline.lens.inspect import inspect as write_inspection
 from sightline.lens.view import Inspected
 from sightline.nn import model_folder
@@ -61,6 +63,39 @@ def inspect(
     numbers = write_inspection(models, records, out, command=command, bad_files=bad)
     write_bad_files(bad_files, out)
     return numbers
+
+
+def explain(
+    model: str,
+    pictures: tuple[Path, Path],
+    out: Path,
+    *,
+    box: Box | None = None,
+    short_px: int = 0,
+    most: int = 24,
+    least: float = -1.0,
+    ratio: float = 1.0,
+    device: str = "auto",
+    command: str = "",
+) -> dict[str, Any]:
+    """Write why a model takes two pictures for alike into ``out`` (.html, .png or .jpg) and return the numbers.
+
+    Raises:
+        UsageError: the model or a picture cannot be read, the box is outside the first picture, or ``out`` has another ending.
+    """
+    require_drawable(out)
+    images = []
+    for path in pictures:
+        try:
+            images.append(decode(path))
+        except BadImage as error:
+            raise DataError(f"'{path}' cannot be read as an image: {error}") from error
+    encoder = model_folder.load(model, device=runtime.device(device))
+    names = (str(pictures[0]), str(pictures[1]))
+    numbers = write_explanation(
+        encoder, names, (images[0], images[1]), out, box=box, short_px=short_px, most=most, least=least, ratio=ratio, command=command
+    )
+    return {"model": model, "fingerprint": encoder.fingerprint, **numbers}
 
 
 def export(model: str, out: Path | None = None) -> dict[str, Any]:

@@ -14,15 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sightline import runtime
-from sightline.contracts import Descriptors, Hits
+from sightline.contracts import Box, Descriptors, Hits
 from sightline.data.images import BadFiles
 from sightline.errors import UsageError, explain_os_error
 from sightline.index.base import Index, IndexInfo, read_header
+from sightline.index.patches import PatchIndex
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search import pipeline
 from sightline.search.embed import embed_records
+from sightline.search.regions import search_regions
 from sightline.search.rerank import parse
 from sightline.workflows.common import read_data, write_bad_files
 
@@ -85,6 +87,8 @@ def index(
     *,
     model: str = "",
     images: Path | None = None,
+    patches: bool = False,
+    short_px: int = 0,
     remove: str = "",
     info: bool = False,
     verify: bool = False,
@@ -95,6 +99,8 @@ def index(
     precision: Precision = "auto",
 ) -> tuple[dict[str, Any], str]:
     """Create or bring up to date, change, check or describe an index; returns the answer as plain data and as text.
+
+    ``patches`` makes a new index one of patches, of pictures whose short side is brought to ``short_px`` (0: the model's own size).
 
     Raises:
         UsageError: nothing was asked for, or the index, model and images do not go together.
@@ -110,7 +116,7 @@ def index(
             answer["forgotten"] = opened.repair()
         lines.append(f"repaired: {answer['forgotten']:,} images with damaged vectors forgotten")
     if images is not None:
-        answer["update"], text = _update(path, model, images, keep, device, precision)
+        answer["update"], text = _update(path, model, images, keep, device, precision, short_px if patches or short_px else None)
         lines.append(text)
     with Index.open(path, read_only=not (remove or compact)) as opened:
         if remove:
@@ -131,7 +137,7 @@ def index(
 
 def _describe(about: IndexInfo) -> str:
     lines = [
-        f"{about.path}: {about.rows:,} images ({about.log_rows:,} not sealed yet, {about.dead_rows:,} dead rows), {about.bytes_on_disk / 2**20:.1f} MiB",
+        f"{about.path}: {_counted(about)} ({about.log_rows:,} not sealed yet, {about.dead_rows:,} dead rows), {about.bytes_on_disk / 2**20:.1f} MiB",
         f"model     {about.model or 'unknown'} ({about.fingerprint}), {about.dim}-d",
         f"recall@10 {about.recall_at_10:.4f}, measured against exact search",
         f"engine    {about.engine}, created {about.created}",
@@ -146,17 +152,35 @@ def _describe(about: IndexInfo) -> str:
     return "\n".join([*lines, *(f"note      {note}" for note in about.notes)])
 
 
-def _update(path: Path, model: str, images: Path, keep: bool, device: str, precision: Precision) -> tuple[dict[str, Any], str]:
+def _counted(about: IndexInfo) -> str:
+    return f"{about.items:,} images" + (f", {about.rows:,} patches" if about.rows != about.items else "")
+
+
+def _update(
+    path: Path, model: str, images: Path, keep: bool, device: str, precision: Precision, short_px: int | None
+) -> tuple[dict[str, Any], str]:
+    """Bring an index up to date; ``short_px`` is None where whole pictures were asked for, or nothing was said."""
     bad_files = BadFiles()
     exists = path.exists()
     if not exists and not model:
         raise UsageError(f"'{path}' is a new index: say which model embeds with --model runs/mine (or timm:NAME)")
+    if exists and short_px is not None:
+        _require_patches(path, short_px)
     records = read_data(images, bad_files)
     encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
     if exists:
         opened = Index.open(path, fingerprint=encoder.fingerprint)
-    else:
+    elif short_px is None:
         opened = Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=_lasting(model))
+    else:
+        opened = Index.create(
+            path,
+            dim=encoder.backbone.width,
+            fingerprint=encoder.fingerprint,
+            model=_lasting(model),
+            engine="patches",
+            short_px=encoder.whole(short_px).short_px,
+        )
     with opened:
         update = pipeline.update_index(opened, encoder, records, bad_files, precision=precision, prune=not keep)
         count = opened.count()
@@ -164,6 +188,16 @@ def _update(path: Path, model: str, images: Path, keep: bool, device: str, preci
     text = f"{count:,} images in {path}: {update.added:,} added, {update.changed:,} changed, {update.unchanged:,} unchanged, {update.removed:,} removed"
     bad = bad_files.summary(len(records), path / "bad_files.jsonl")
     return {**asdict(update), "images": count}, text + (f"\n{bad}" if bad else "")
+
+
+def _require_patches(path: Path, short_px: int) -> None:
+    header = read_header(path)
+    if header.engine != "patches":
+        raise UsageError(f"'{path}' is an index of whole images: choose a new folder for one of patches")
+    if short_px not in (0, header.short_px):
+        raise UsageError(
+            f"'{path}' holds the patches of images at {header.short_px} px, not {short_px}: choose a new folder for another size"
+        )
 
 
 def _lasting(model: str) -> str:
@@ -188,6 +222,7 @@ def search(
     pictures: Sequence[Path],
     k: int = 10,
     *,
+    box: Box | None = None,
     where: str | None = None,
     exact: bool = False,
     rerank: str = "",
@@ -197,13 +232,23 @@ def search(
 ) -> list[Hits]:
     """Return the ``k`` closest items of an index for each picture; ``rerank`` names what orders the ``rerank_top`` (1,000) closest anew.
 
+    In an index of patches these are regions that look like ``box`` (None: like all of the picture).
+
     Raises:
-        UsageError: there is no such re-ranker.
+        UsageError: there is no such re-ranker, or the index has no regions or is one of regions and cannot be re-ranked.
         IndexStoreError: there is no such index, or it belongs to another model.
         DataError: a picture cannot be decoded.
     """
     reranker = parse(rerank) if rerank else None
+    if read_header(path).engine != "patches" and box is not None:
+        raise UsageError(f"'{path}' is an index of whole images, and a box asks for regions: make one with sightline index NEW --patches")
+    if box is not None and len(pictures) != 1:
+        raise UsageError(f"one box goes with one picture, and {len(pictures)} were given")
     encoder = load_for(path, model, device)
     with Index.open(path, fingerprint=encoder.fingerprint, read_only=True) as opened:
+        if isinstance(opened, PatchIndex):
+            if reranker is not None:
+                raise UsageError(f"'{path}' is an index of patches, whose regions are compared exactly as it is: leave out the re-ranker")
+            return [search_regions(opened, encoder, picture, box, k, where=where, exact=exact) for picture in pictures]
         num_reranked = rerank_top or pipeline.RERANKED
         return pipeline.search(opened, encoder, pictures, k, where=where, exact=exact, reranker=reranker, num_reranked=num_reranked)

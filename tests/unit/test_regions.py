@@ -1,0 +1,135 @@
+"""Regions by hand: where a box's patches lie in another grid, which pictures patches speak for, and a paste found in pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.contracts import PatchFeatures, Ranking
+from sightline.errors import DataError
+from sightline.index.base import Index, Item
+from sightline.index.patches import PLACE_BITS, PatchIndex
+from sightline.nn.encoder import Encoder
+from sightline.recipe import ImageSpec, ModelSpec
+from sightline.search import regions
+from sightline.search.regions import best_window, candidates, group, query_patches, running_max, search_regions
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def noise(rows: int, columns: int, seed: int, dim: int = 32) -> np.ndarray:
+    return unit(np.random.default_rng(seed).normal(size=(rows, columns, dim)))
+
+
+def features(cells: np.ndarray, frame: tuple[float, float, float, float] = (0, 0, 1, 1)) -> PatchFeatures:
+    return PatchFeatures(cells.reshape(-1, cells.shape[-1]), cells.shape[:2], frame)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5, 6, 7])
+def test_running_max_is_that_of_every_window(num: int) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32)
+    expected = np.stack([values[:, start : start + num].max(axis=1) for start in range(8 - num)], axis=1)
+    np.testing.assert_array_equal(running_max(values, num, 1), expected)
+
+
+def test_a_part_of_one_grid_is_found_at_its_place_in_another() -> None:
+    query, other = noise(3, 2, 1), noise(8, 9, 2)
+    other[4:7, 5:7] = query
+    gallery = features(other, (100, 0, 280, 80))  # cells of 20 x 10 px
+    found = best_window(query.reshape(6, -1), (3, 2), gallery)
+    assert found.cells == (4, 5, 7, 7)
+    assert found.similarity == pytest.approx(1, abs=1e-6)
+    assert gallery.box_of(found.cells) == (200, 40, 240, 70)
+
+
+def test_a_part_at_twice_the_size_is_found_at_its_size() -> None:
+    query, other = noise(2, 2, 1), noise(9, 9, 2)
+    other[3:7, 2:6] = query.repeat(2, axis=0).repeat(2, axis=1)
+    found = best_window(query.reshape(4, -1), (2, 2), features(other))
+    assert found.similarity == pytest.approx(1, abs=1e-6)
+    assert found.cells == (4, 3, 6, 5), "the window of the box's own size in its middle is as good, and comes first"
+    other[3:7, 2:6] = noise(4, 4, 3)
+    other[3:6, 2:5] = query[0, 0]
+    other[3, 4], other[5, 2], other[5, 4] = query[0, 1], query[1, 0], query[1, 1]  # no window of two by two has all four
+    assert best_window(query.reshape(4, -1), (2, 2), features(other)).cells == (3, 2, 6, 5)
+
+
+def test_the_similarity_is_the_mean_of_both_directions_by_hand() -> None:
+    axes = np.eye(3, dtype=np.float32)
+    query = axes[[0, 1]]  # two patches beside each other
+    gallery = features(axes[[0, 2]][None])  # one of them, and something else
+    found = best_window(query, (1, 2), gallery)
+    # 1 x 1 (scale 1/2): has one of two (1/2) and nothing else (1): 3/4. 1 x 2: half of it, and half something else: 1/2.
+    assert found.cells == (0, 0, 1, 1)
+    assert found.similarity == pytest.approx(0.75)
+
+
+def test_a_box_larger_than_the_other_grid_takes_all_of_it() -> None:
+    query = noise(6, 6, 1)
+    found = best_window(query.reshape(36, -1), (6, 6), features(query[1:3, 2:5]))
+    assert found.cells == (0, 0, 2, 3)
+
+
+def test_patches_speak_for_pictures_by_hand() -> None:
+    def row(id: int, place: int) -> int:
+        return (id << PLACE_BITS) + place
+
+    rows = np.array([[row(7, 3), row(7, 0), row(2, 1)], [row(2, 9), row(5, 0), -1], [-1, -1, -1]])
+    similarity = np.array([[0.9, 0.8, 0.5], [0.7, 0.4, -np.inf], [-np.inf] * 3], np.float32)
+    # over the last of each list: picture 7 has 0.4 of the first, picture 2 has 0 of it and 0.3 of the second, picture 5 nothing
+    assert group(Ranking(rows, similarity), 9).tolist() == [7, 2, 5]
+    assert group(Ranking(rows, similarity), 1).tolist() == [7]
+
+
+def test_as_many_pictures_are_compared_as_were_asked_for_though_one_has_all_the_closest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regions, "CLOSEST", 3)
+    monkeypatch.setattr(regions, "MAX_CLOSEST", 6)
+    query = noise(1, 1, 1)
+    crowd = features(np.repeat(query, 30, axis=1))
+    with Index.create(tmp_path / "index", dim=32, fingerprint="f", engine="patches", short_px=64) as index:
+        assert isinstance(index, PatchIndex)
+        ids = index.upsert_patches(
+            [Item(f"{number}", {"even": number % 2 == 0}) for number in range(6)],
+            [crowd, *(features(noise(2, 2, seed)) for seed in range(2, 7))],
+        )
+        found = candidates(index, query.reshape(1, -1), 4, where=None, exact=False)
+        assert len(set(found.tolist())) == 4
+        assert found[0] == ids[0]
+        assert candidates(index, query.reshape(1, -1), 4, where="even = true", exact=False).tolist() == ids[::2].tolist()
+        assert candidates(index, query.reshape(1, -1), 2, where=None, exact=True).tolist() == ids.tolist()
+
+
+def test_large_boxes_are_thinned_out_and_keep_their_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "MAX_QUERY", 6)
+    cells = noise(4, 6, 1)
+    query, shape = query_patches(features(cells), None)
+    assert shape == (4, 6)
+    np.testing.assert_array_equal(query, cells[::2, ::2].reshape(6, -1))
+
+
+def test_a_part_of_a_photograph_is_found_where_it_was_pasted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    args = (("patch_size", 8), ("embed_dim", 48), ("depth", 2), ("num_heads", 2))
+    encoder = Encoder(ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=args, weights="random"), ImageSpec(image_px=64)).eval()
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(4)]
+    query = pictures[0]
+    pictures[2].paste(query.crop((16, 8, 48, 40)), (56, 24))
+    with Index.create(tmp_path / "index", dim=48, fingerprint="f", engine="patches", short_px=64) as index:
+        assert isinstance(index, PatchIndex)
+        index.upsert_patches([Item(f"{number}.png") for number in range(1, 4)], list(encoder.patches(pictures[1:], short_px=64)))
+        hits = search_regions(index, encoder, query, (16, 8, 48, 40), 2)
+        assert [hit.path for hit in hits][:1] == ["2.png"]
+        assert hits[0].box == (56, 24, 88, 56)
+        assert hits[0].similarity > hits[1].similarity + 0.1
+        assert len(search_regions(index, encoder, query, None, 9)) == 3
+        with pytest.raises(DataError, match="the box 96,0,120,20 is empty or outside the picture, which is 96 x 64 pixels"):
+            search_regions(index, encoder, query, (96, 0, 120, 20), 2)
