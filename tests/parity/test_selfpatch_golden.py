@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from sightline.contracts import Batch
+from sightline.errors import ModelError
 from sightline.methods.selfpatch import PATCHES_ALONE, SelfPatch, SelfPatchRecipe, image_loss, patch_loss, rising, teacher_answers, to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.encoder import Encoder
@@ -218,3 +220,38 @@ def test_two_whole_training_steps_are_theirs(kind: str, learn_gains: bool) -> No
                 # AdamW makes a step of the rounding in a keys' bias, whose gradient is zero.
                 at = 2e-3 if name.endswith(("qkv.bias", "attn.k.bias")) else 1e-7
                 same(branch[name], expected, rtol=1e-5, atol=at, num=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("naming", ["weight norm", "parametrisation"])
+def test_a_full_checkpoint_of_theirs_goes_on_where_they_stopped(kind: str, naming: str, tmp_path: Path) -> None:
+    golden = GOLDEN[kind]["training"]["norm_last_layer=True"]["steps"][0]
+    ours = method(kind)
+
+    def weights(branch: nn.Module) -> dict[str, torch.Tensor]:
+        named = {f"module.{theirs(name, kind)}": value.float() for name, value in branch.named_parameters() if "gamma_" not in name}
+        if naming == "weight norm":
+            return named
+        new = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+        return {
+            name.replace(name.rpartition(".")[2], new.get(name.rpartition(".")[2], name.rpartition(".")[2])): v for name, v in named.items()
+        }
+
+    centers = {"center": torch.zeros(1, 1, 64), "patch_center": torch.zeros(1, 48)}
+    held = {"student": weights(ours.student), "teacher": weights(ours.teacher), "dino_loss": centers, "epoch": 1}
+    torch.save(held, tmp_path / "full.pth")
+    recipe = replace(ours.recipe, start_from=str(tmp_path / "full.pth"))
+    loaded = SelfPatch(recipe, encoder(kind)).double().train()
+    crops = [made(f"epoch 0 crop {crop}", 2, 3, px, px) for crop, px in enumerate((224, 224, 96, 96, 96))]
+    batch = Batch.of_crops((torch.stack(crops[:2]), torch.stack(crops[2:])), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+    assert loaded.loss(batch, 0).total.item() == pytest.approx(golden["loss"], rel=1e-5)
+
+
+def test_a_checkpoint_of_other_heads_says_so(tmp_path: Path) -> None:
+    ours = method("dino")
+    torch.save({"student": {}, "teacher": {}}, tmp_path / "empty.pth")
+    with pytest.raises(ModelError, match="is another network"):
+        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "empty.pth")), encoder("dino"))
+    torch.save({"model": {}}, tmp_path / "backbone.pth")
+    with pytest.raises(ModelError, match="no full checkpoint"):
+        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "backbone.pth")), encoder("dino"))

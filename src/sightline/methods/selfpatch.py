@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -40,6 +41,7 @@ from sightline.methods.base import Measure, Method
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
 from sightline.nn.collectives import mean_over_ranks, with_mean_value
+from sightline.nn.dino_checkpoints import load_dino
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead, exact
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
@@ -75,6 +77,7 @@ class SelfPatchRecipe(Recipe):
     num_neighbours: int = 4  # k, the most alike of them
     aggregate: bool = True  # by class attention; otherwise the mean of the neighbours
     wrap: Wrap = "clip"  # what lies beyond the border: nothing, or (torus) the opposite one, as in the published code
+    start_from: str = ""  # a full checkpoint of the authors' DINO or SelfPatch (student, teacher, heads, centres) to go on from
     watch_from: int = 500  # step from which a collapse ends the run
 
     def __post_init__(self) -> None:
@@ -345,6 +348,8 @@ class SelfPatch(Method):
             branch.encoder.backbone.take_any_size()
         self.register_buffer("center", torch.zeros(recipe.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(recipe.num_patch_prototypes if recipe.patch_weight else 0))
+        if recipe.start_from:
+            load_dino(Path(recipe.start_from), self.student, self.teacher, {"center": self.center, "patch_center": self.patch_center})
         self.register_buffer("usage", torch.full((recipe.num_prototypes,), 1.0 / recipe.num_prototypes))
         self.watch = Watch(recipe.watch_from, recipe.train.log_every)
 

@@ -125,6 +125,15 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(file: Path) -> dict[str, torch.Tensor]:
+    return _without_wrappers(read_torch(file), file)
+
+
+def read_torch(file: Path) -> Any:
+    """Return what a torch file holds: tensors and plain data, for nothing else is read.
+
+    Raises:
+        ModelError: there is no such file, or it holds what could run code, or it is damaged.
+    """
     try:
         # DINO keeps the settings of its run, a Namespace, beside the weights. What torch warns of, it then reads or refuses.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -137,7 +146,7 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ModelError(f"'{file}' is not a readable torch file ({_first_line(error)})") from error
-    return _without_wrappers(held, file)
+    return held
 
 
 def _without_wrappers(held: Any, file: Path) -> dict[str, torch.Tensor]:
