@@ -30,8 +30,8 @@ NUM_LINKS = 32
 BUILD_EFFORT = 128
 TRAINING_ROWS = 100_000
 BLOCK_ROWS = 32_768
-BATCH = 256
-"""Queries re-ranked at once: their candidates are copied out of the mapping, 12 MiB for 10 answers 384 wide."""
+BATCH, GATHERED_ROWS = 256, 65_536
+"""Queries re-ranked at once, and most of their candidates, which are copied out of the mapping: 96 MiB 384 wide, however many answers."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Ann:
 
         ``allowed`` ``[M]`` limits the rows; ``parameter`` is the effort, 0 for the calibrated one. Pads are -1 and -inf.
         """
+        step = max(1, min(BATCH, GATHERED_ROWS // (k * OVERFETCH[self.kind])))
         parts = [
-            self._top(queries[start : start + BATCH], vectors, k, parameter or self.parameter, allowed)
-            for start in range(0, len(queries), BATCH)
+            self._top(queries[start : start + step], vectors, k, parameter or self.parameter, allowed)
+            for start in range(0, len(queries), step)
         ]
         return np.concatenate([rows for rows, _ in parts]), np.concatenate([similarity for _, similarity in parts])
 

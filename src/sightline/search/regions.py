@@ -8,6 +8,7 @@ import numpy as np
 
 from sightline.contracts import Box, FloatArray, Hits, IntArray, PatchFeatures, Ranking
 from sightline.errors import DataError
+from sightline.index import filters
 from sightline.index.filters import Filter
 from sightline.index.patches import PLACE_BITS, PatchIndex
 from sightline.nn.encoder import Encoder, Picture
@@ -16,13 +17,14 @@ from sightline.runtime import Precision
 ASKING = 16
 """Patches of the box that propose pictures, spread evenly over it."""
 
-CLOSEST = 200
-"""Patches of the collection that each of them proposes, to begin with."""
-
-MAX_CLOSEST = 10_000
+CLOSEST, ROUNDS = 50, 4
+"""Patches that each of them asks for, twice as many in each of so many rounds: one picture's sky may take all the places of the first."""
 
 CANDIDATES = 100
 """Pictures whose windows are compared, and four times as many as answers where that is more."""
+
+FEW = 500
+"""Up to so many pictures all are compared: 370 photographs took 0.57 s that way, and 0.79 s where patches proposed a hundred of them."""
 
 SCALES = (1.0, 2**-0.5, 2**0.5, 0.5, 2.0)
 """Sizes of the windows in those of the box; of equal windows the one first named here answers."""
@@ -113,18 +115,20 @@ def group(found: Ranking, most: int) -> IntArray:
 
 
 def candidates(index: PatchIndex, query: FloatArray, num: int, *, where: str | Filter | None, exact: bool) -> IntArray:
-    """Return the ids of the pictures to compare: ``num`` of them wherever that many match, all that match where ``exact``."""
-    if exact or index.count(where) <= num:
+    """Return the ids of the pictures to compare: ``num`` of them wherever that many match, all that match if ``exact`` or if they are few."""
+    if exact or index.count(where) <= max(num, FEW):
         return index.ids(where)
     asking = query[np.linspace(0, len(query) - 1, min(ASKING, len(query))).round().astype(np.int64)]
-    closest = CLOSEST
-    while True:
-        found = group(index.search_patches(asking, closest, where=where), num)
-        if len(found) >= num or closest >= MAX_CLOSEST:
-            break
-        closest = min(MAX_CLOSEST, 4 * closest)
-    others = np.setdiff1d(index.ids(where), found)[: num - len(found)]  # a few pictures' patches may outnumber what was asked for
-    return np.concatenate([found, others])
+    asked = filters.parse(where) if isinstance(where, str) else where
+    found = np.zeros(0, np.int64)
+    for number in range(ROUNDS):
+        others = filters.Not(filters.In("id", tuple(found.tolist())))
+        rest = asked if not len(found) else others if asked is None else filters.And((asked, others))
+        proposed = group(index.search_patches(asking, CLOSEST << number, where=rest), num - len(found))
+        found = np.concatenate([found, proposed])
+        if len(found) == num:
+            return found
+    return np.concatenate([found, np.setdiff1d(index.ids(where), found)[: num - len(found)]])
 
 
 def search_regions(
