@@ -34,34 +34,39 @@ def evaluate(
     from sightline.workflows import classifying, measuring
 
     if protocol == classifying.PROTOCOL:
-        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top, report=report)
-        found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, device=device, precision=precision)
-        if as_json:
-            print_json(found.to_json())
-        else:
-            print(found.to_text())
-        note(found.bad_summary)
-        return
-    evaluation = measuring.evaluate(
-        model,
-        data,
-        dataset=dataset,
-        verify=verify,
-        protocol=protocol,
-        split=split,
-        distractors=distractors,
-        rerank=rerank,
-        rerank_top=rerank_top,
-        report=report,
-        device=device,
-        precision=precision,
-        command=command_line(),
-    )
-    if as_json:
-        print_json(evaluation.to_json())
+        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
+        found: classifying.Classified | measuring.Evaluation = classifying.classify(
+            model,
+            data,
+            dataset=dataset,
+            verify=verify,
+            split=split,
+            report=report,
+            device=device,
+            precision=precision,
+            command=command_line(),
+        )
     else:
-        print(evaluation.to_text())
-    note(evaluation.bad_summary)
+        found = measuring.evaluate(
+            model,
+            data,
+            dataset=dataset,
+            verify=verify,
+            protocol=protocol,
+            split=split,
+            distractors=distractors,
+            rerank=rerank,
+            rerank_top=rerank_top,
+            report=report,
+            device=device,
+            precision=precision,
+            command=command_line(),
+        )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    note(found.bad_summary)
     if report is not None:
         note(f"report: {report / 'index.html'}")
 
