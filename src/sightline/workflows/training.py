@@ -78,8 +78,10 @@ class Trained:
     chosen_by: Measure
 
 
-def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = "") -> Trained:
-    """Train ``recipe`` on ``data`` into the run folder ``out`` and return what became of it.
+def train(
+    recipe: Recipe, data: str | Path | Records, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = ""
+) -> Trained:
+    """Train ``recipe`` on ``data`` (records, or where to read them) into the run folder ``out`` and return what became of it.
 
     The split called val chooses the model; where there is none, classes (for classification: images) are held out of the training split. A test
     split is never touched.
@@ -91,7 +93,10 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     run, where = Path(out), runtime.device(device)
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
-    records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
+    if isinstance(data, Records):
+        records, data = data, data.root
+    else:
+        records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=True)
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
     learning, validation = _learning_and_validation(records, recipe, kind.chosen_by)
     assert learning.labels is not None
