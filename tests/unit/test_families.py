@@ -34,6 +34,7 @@ def built(name: str, px: int, **arguments: int | float | bool | str) -> backbone
         ("vit_tiny_r14_s8_64", 32, 1, (4, 4)),
         ("resnetv2_50half_bit_64", 64, 0, (4, 4)),
         ("resnetv2_50half_bit_64", 32, 0, (2, 2)),
+        ("resnetv2_26half_bit_64", 32, 0, (2, 2)),
         ("vit_base_r50_s32_224", 224, 1, (7, 7)),
         ("vit_base_r50_s16_224", 224, 1, (14, 14)),
     ],
