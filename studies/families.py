@@ -121,7 +121,7 @@ def _tuned(before: Path, data: Path, family: str, share_before: float, share: fl
 
 def train(study: Path, planned: Sequence[Job]) -> None:
     for number, job in enumerate(planned, 1):
-        if (study / job.name / "model").exists() and "compute" in read(study / job.name / "run.json"):
+        if is_done(study / job.name):
             continue
         recipe = job.recipe(study)
         print(f"{number} of {len(planned)}: {job.name}, {recipe.train.steps} steps", flush=True)
@@ -132,12 +132,20 @@ def train(study: Path, planned: Sequence[Job]) -> None:
 
 def accuracy(run: Path, data: Path) -> str:
     """Return accuracy@1 in per cent on the split that training did not see, measured once and kept with the run."""
-    if not (run / "model").exists() or "compute" not in read(run / "run.json"):
+    if not is_done(run):
         return "-"
     if not (run / "accuracy" / "metrics.json").exists():
         splits = set(read_records(data, on_bad=BadFiles().add).splits or ())
         classifying.classify(str(run), data, split="test" if "test" in splits else "val", report=run / "accuracy")
     return f"{100 * read(run / 'accuracy' / 'metrics.json')['metrics'][METRIC]:.1f}"
+
+
+def is_done(run: Path) -> bool:
+    """Return whether a run has seen all its images: one that was stopped has a model and a record of its compute too."""
+    if not (run / "model").exists():
+        return False
+    recipe = read(run / "recipe.json")
+    return read(run / "run.json").get("compute", {}).get("images") == recipe["train"]["steps"] * recipe["data"]["images_per_batch"]
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -168,7 +176,7 @@ def curves(study: Path, planned: Sequence[Job], out: Path) -> None:
     """Write what ``sightline compare`` draws of each data set's runs as PNGs."""
     out.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(job.name.partition("/")[0] for job in planned):
-        folders = [study / job.name for job in planned if job.name.startswith(f"{name}/")]
+        folders = [study / job.name for job in planned if job.name.startswith(f"{name}/") and is_done(study / job.name)]
         runs = [run for run in map(comparing.read_run, folders) if isinstance(run, Run)]
         points = compare_report.points(runs, METRIC)
         for kind, draw in (("compute", compare_report.by_compute), ("data", compare_report.by_data)):
