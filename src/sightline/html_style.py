@@ -24,6 +24,7 @@ dl,dd,figure{margin:0}
 nav{position:sticky;top:0;z-index:1;margin-top:20px;border-bottom:1px solid var(--line);font-size:.88rem;
 background:color-mix(in srgb,var(--page) 88%,transparent);backdrop-filter:blur(8px)}
 nav div{display:flex;gap:20px;overflow-x:auto;padding-block:10px;scrollbar-width:none}
+@media(min-width:900px){nav div{flex-wrap:wrap;row-gap:2px}}
 nav a{color:var(--quiet);text-decoration:none;white-space:nowrap;padding:2px 0}
 nav a:hover{color:var(--accent)}
 a:focus-visible,summary:focus-visible,[tabindex]:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-radius:4px}

@@ -110,7 +110,7 @@ class ModelSpec:
     """A backbone and its head: what the encoder is, but for the weights."""
 
     backbone: str = "vit_small_patch16_224"  # a timm name, or auto: that of the model folder in weights
-    backbone_args: tuple[tuple[str, int | float | bool | str], ...] = ()  # further arguments of timm.create_model
+    backbone_args: tuple[tuple[str, int | float | bool | str | tuple[int, ...]], ...] = ()  # further arguments of timm.create_model
     weights: str = "auto"  # hub (pretrained), auto (hub where it can be reached, else random), random, or a local file or model folder
     positions_resize: PositionsResize = "timm"  # how a file's learned positions come to another image size; jax is the ViT authors' own way
     pooling: Pooling = "cls"
@@ -357,6 +357,8 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
         for part in arguments:
             if type(value) is part:
                 return value
+            if typing.get_origin(part) is tuple and isinstance(value, list | tuple):  # JSON has lists alone: a Swin's depths
+                return coerce(value, part, path)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():

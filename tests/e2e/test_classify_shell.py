@@ -106,10 +106,37 @@ def test_going_on_equals_never_having_stopped(run: Path, photos: Path, tmp_path:
         assert all(torch.equal(value, resumed[part][name]) for name, value in whole[part].items())
 
 
+def test_the_report_of_accuracy_is_a_page_and_what_compare_reads(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run / "accuracy"
+    found = told(capsys, "evaluate", str(run), "--data", str(photos), "--protocol", "accuracy", "--report", str(report))
+    assert json.loads((report / "metrics.json").read_text()) == found
+    page = (report / "index.html").read_text()
+    assert page.count("<h2") == 6  # numbers, classes, confusions, worst, best, method
+    assert page.count("data:image/jpeg") == 2  # nothing is wrong, and the best are one of a class
+    compared = told(capsys, "compare", str(run), "--out", str(tmp_path / "page"))
+    assert compared["metrics"] == ["accuracy@1"]
+    assert compared["variants"][0]["mean"] == 1.0
+
+
+def test_a_sweep_of_classification_is_measured_by_accuracy(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["sweep", "classify/small", "--out", str(tmp_path / "sweep"), "--device", "cpu", "--grid", "mixup=0,0.8", "--set", *SETTINGS]
+    found = told(capsys, *asked, "steps=8", "--data", str(photos))
+    assert [(row["variant"], list(row["metrics"])) for row in found["table"]] == [
+        ("mixup=0", ["accuracy@1"]),
+        ("mixup=0.8", ["accuracy@1"]),
+    ]
+    runs = sorted(map(str, (tmp_path / "sweep" / "runs").iterdir()))
+    assert told(capsys, "compare", *runs, "--out", str(tmp_path / "page"))["metrics"] == ["accuracy@1"]
+    assert main([*asked, "--data", str(photos / "train")]) == 2
+    assert "no test or val split to measure accuracy on" in capsys.readouterr().err
+
+
 def test_what_accuracy_cannot_be_asked_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", str(photos)]
-    assert main(["evaluate", str(run), *data, "--protocol", "accuracy", "--report", str(tmp_path)]) == 2
-    assert "--protocol accuracy ranks nothing: leave out --report" in capsys.readouterr().err
+    assert main(["evaluate", str(run), *data, "--protocol", "accuracy", "--rerank", "alpha-qe"]) == 2
+    assert "--protocol accuracy ranks nothing: leave out --rerank" in capsys.readouterr().err
     assert main(["evaluate", "random:vit_tiny_patch8_64", *data, "--protocol", "accuracy"]) == 2
     assert "no classifier, so no accuracy" in capsys.readouterr().err
 

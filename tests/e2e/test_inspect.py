@@ -15,7 +15,7 @@ from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 
 SMALL = {"depth": 2, "embed_dim": 32, "num_heads": 2}
-SWIN = {"embed_dim": 24, "window_size": 4}
+SWIN = {"embed_dim": 24, "window_size": 4, "depths": (1, 1, 2, 1)}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from sightline.cli.main import main
+from sightline.nn.model_folder import load
 
 SETTINGS = [
     "image_px=16", "classes_per_batch=2", "images_per_class=2", "steps=3", "workers=0", "validation=0.34", "augment=square", "jitter=0",
@@ -143,3 +144,15 @@ def test_a_run_without_a_record_or_measures_is_left_out_with_what_to_do(
     (old / "run.json").write_text("{")
     assert main(["compare", str(old), "--out", str(tmp_path / "page")]) == 2
     assert "run.json' cannot be read" in capsys.readouterr().err
+
+
+def test_a_model_is_fine_tuned_on_a_data_set_at_a_larger_size(vit: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["probe", str(vit), "--data", str(photos), "--kind", "finetune", "--device", "cpu", "--image-px", "32", "--json"]
+    before = load(vit).fingerprint
+    assert main([*asked, "--steps", "60"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert list(told["metrics"]) == ["finetune"]
+    (one,) = told["datasets"]
+    assert (one["num_classes"], one["num_train"], one["num_test"]) == (4, 20, 4)
+    assert told["metrics"]["finetune"] > 0.7  # the classes differ in colour
+    assert (told["fingerprint"], load(vit).fingerprint) == (before, before), "the model itself learns nothing"

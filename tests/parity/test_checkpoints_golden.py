@@ -67,7 +67,7 @@ def test_a_dino_file_answers_as_dino(tmp_path: Path) -> None:
     net = timm.create_model("vit_tiny_patch16_224", **TINY).eval()
     assert load_weights(net, tmp_path / "w.pth") == []
     with torch.inference_mode():
-        torch.testing.assert_close(net.forward_features(IMAGES)[:, 0], torch.tensor(golden["class_tokens"]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(net.forward_features(IMAGES)[:, 0], torch.tensor(golden["class_tokens"]), atol=3e-6, rtol=0)
 
 
 def test_fixed_positions_are_those_of_moco_v3() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from sightline.data.images import BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError, ModelError
-from sightline.evaluate.accuracy import measure_accuracy
+from sightline.evaluate.accuracy import Guesses, guess, measure_accuracy
+from sightline.evaluate.accuracy_report import write_accuracy_report
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
@@ -78,3 +79,41 @@ def test_classes_that_it_never_learnt_are_one_line(colours: Records) -> None:
     with pytest.raises(ModelError, match="no classifier, so no accuracy"):
         measure_accuracy(Encoder(MODEL, ImageSpec(image_px=16)), colours, BadFiles(), show=False)
     assert np.array_equal(colours.class_counts(), [3, 3])
+
+
+def test_guesses_keep_what_each_class_was_given(colours: Records) -> None:
+    found = guess(guessing(("dark", "light", "red"), ("light", "red", "dark")), colours, BadFiles(), show=False)
+    assert found.targets.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.classes.tolist() == [[1, 2, 0]] * 6
+    likely = np.exp([0.0, -1.0, -2.0]) / np.exp([0.0, -1.0, -2.0]).sum()  # light, red, dark
+    assert found.probability == pytest.approx(np.full(6, likely[0]), rel=1e-6)
+    assert found.target_probability == pytest.approx([likely[2]] * 3 + [likely[0]] * 3, rel=1e-6)
+
+
+def test_the_page_shows_the_surest_mistakes_first(colours: Records, tmp_path: Path) -> None:
+    guesses = Guesses(
+        class_names=("dark", "light", "red"),
+        rows=np.arange(6),
+        targets=np.array([0, 0, 0, 1, 1, 1]),
+        classes=np.array([[0], [1], [2], [1], [1], [0]]),
+        probability=np.array([0.9, 0.6, 0.7, 0.8, 0.95, 0.99], np.float32),
+        target_probability=np.array([0.9, 0.3, 0.2, 0.8, 0.95, 0.01], np.float32),
+    )
+    page = write_accuracy_report(
+        tmp_path / "index.html", guesses, colours, bad_files=["x.jpg: <torn>"], command="sightline evaluate"
+    ).read_text()
+    worst = page[page.index("Worst images</h2>") : page.index("Best images</h2>")]
+    notes = [
+        "taken for dark, 0.99; its own class 0.01",
+        "taken for red, 0.70; its own class 0.20",
+        "taken for light, 0.60; its own class 0.30",
+    ]
+    places = [worst.index(note) for note in notes]
+    assert places == sorted(places)
+    best = page[page.index("Best images</h2>") :]
+    assert best.index("0.95") < best.index("0.90")
+    assert "0.80" not in best  # one of a class
+    assert "no image of it was measured" in page  # red, which nothing was
+    assert "&lt;torn&gt;" in page
+    # 0.9 and 0.6 to 0.99 by tenths: |0.6-0| + |0.7-0| + |0.8-1| + 3 x |0.9467-2/3|, over six images
+    assert f"{100 * (0.6 + 0.7 + 0.2 + abs(0.9 + 0.95 + 0.99 - 2)) / 6:.1f} points" in page

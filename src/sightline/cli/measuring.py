@@ -48,34 +48,39 @@ def evaluate(
             note(f"report: {report / 'index.html'}")
         return
     if protocol == classifying.PROTOCOL:
-        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top, report=report)
-        found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, device=device, precision=precision)
-        if as_json:
-            print_json(found.to_json())
-        else:
-            print(found.to_text())
-        note(found.bad_summary)
-        return
-    evaluation = measuring.evaluate(
-        model,
-        data,
-        dataset=dataset,
-        verify=verify,
-        protocol=protocol,
-        split=split,
-        distractors=distractors,
-        rerank=rerank,
-        rerank_top=rerank_top,
-        report=report,
-        device=device,
-        precision=precision,
-        command=command_line(),
-    )
-    if as_json:
-        print_json(evaluation.to_json())
+        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
+        found: classifying.Classified | measuring.Evaluation = classifying.classify(
+            model,
+            data,
+            dataset=dataset,
+            verify=verify,
+            split=split,
+            report=report,
+            device=device,
+            precision=precision,
+            command=command_line(),
+        )
     else:
-        print(evaluation.to_text())
-    note(evaluation.bad_summary)
+        found = measuring.evaluate(
+            model,
+            data,
+            dataset=dataset,
+            verify=verify,
+            protocol=protocol,
+            split=split,
+            distractors=distractors,
+            rerank=rerank,
+            rerank_top=rerank_top,
+            report=report,
+            device=device,
+            precision=precision,
+            command=command_line(),
+        )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(found.to_text())
+    note(found.bad_summary)
     if report is not None:
         note(f"report: {report / 'index.html'}")
 
@@ -83,14 +88,18 @@ def evaluate(
 def probe(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
     data: Annotated[list[Path], typer.Option(help="class folders or a manifest; repeat for the mean over several")],
-    kind: Annotated[Literal["knn", "linear", "fewshot", "all"], typer.Option(help="which classifiers to fit")] = "all",
+    kind: Annotated[
+        Literal["knn", "linear", "fewshot", "all", "finetune"], typer.Option(help="which classifiers to fit, or to train the whole model")
+    ] = "all",
+    steps: Annotated[int, typer.Option(min=1, help="finetune: how long to train on each data set")] = 200,
+    image_px: Annotated[int, typer.Option(min=0, help="finetune: the images' side (default: the model's own)")] = 0,
     seed: Annotated[int, typer.Option(help="divides data without splits, and draws the few shots")] = 0,
     report: Annotated[Path | None, typer.Option(help="write metrics.json into this folder")] = None,
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a frozen model by simple classifiers on its descriptors: k-NN, a linear probe, few-shot regression.
+    """Measure a model by simple classifiers on its frozen descriptors (k-NN, a linear probe, few-shot regression), or fine-tuned.
 
     Example: sightline probe runs/mine --data flowers/ --data pets/
     """
@@ -99,7 +108,8 @@ def probe(
     found = transferring.transfer(
         model,
         data,
-        kinds=("knn", "linear", "fewshot") if kind == "all" else (kind,),
+        kinds=transferring.FROZEN if kind == "all" else (kind,),
+        tuning=transferring.FineTuning(steps=steps, image_px=image_px),
         seed=seed,
         report=report,
         device=device,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.contracts import BoolArray, IntArray
+from sightline.contracts import BoolArray, FloatArray, IntArray
 from sightline.data.images import BadFiles
 from sightline.data.loading import decode_stream
 from sightline.data.records import Records
@@ -26,6 +26,27 @@ NUM_GUESSES = 5
 BATCH_SIZE = 64
 
 
+@dataclass(frozen=True, eq=False)
+class Guesses:
+    """What a classifier said of the images that could be read, the likeliest class first.
+
+    ``rows`` int64 ``[M]`` into the records, ``targets`` int64 ``[M]`` and ``classes`` int64 ``[M, K]`` places among ``class_names``,
+    ``probability`` float32 ``[M]`` that the first guess was given and ``target_probability`` that the right class was.
+    """
+
+    class_names: tuple[str, ...]
+    rows: IntArray
+    targets: IntArray
+    classes: IntArray
+    probability: FloatArray
+    target_probability: FloatArray
+
+    @property
+    def is_right(self) -> BoolArray:
+        """Whether each first guess is the image's class, bool ``[M]``."""
+        return np.equal(self.classes[:, 0], self.targets)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """``accuracy@1`` and, of more than five classes, ``accuracy@5``, in 0..1, with 95 % intervals; over how many images and classes."""
@@ -34,6 +55,14 @@ class Accuracy:
     intervals: Mapping[str, tuple[float, float]]
     num_images: int
     num_classes: int
+
+    @classmethod
+    def of(cls, guesses: Guesses) -> Accuracy:
+        """Return how often the class is the first guess, or among the first five."""
+        num_classes, is_hit = len(guesses.class_names), guesses.classes == guesses.targets[:, None]
+        measured = {f"accuracy@{num}": np.any(is_hit[:, :num], axis=1) for num in (1, NUM_GUESSES) if num == 1 or num < num_classes}
+        intervals = {name: _interval(is_right) for name, is_right in measured.items()}
+        return cls({name: float(is_right.mean()) for name, is_right in measured.items()}, intervals, len(is_hit), num_classes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -49,7 +78,13 @@ class Accuracy:
 def measure_accuracy(
     encoder: Encoder, records: Records, bad_files: BadFiles, *, precision: Precision = "auto", show: bool = True
 ) -> Accuracy:
-    """Return how often the class of a labelled image is the classifier's first guess, or among its first five.
+    """Return how often the class of a labelled image is the classifier's first guess, or among its first five (see ``guess``)."""
+    return Accuracy.of(guess(encoder, records, bad_files, precision=precision, show=show))
+
+
+@torch.inference_mode()
+def guess(encoder: Encoder, records: Records, bad_files: BadFiles, *, precision: Precision = "auto", show: bool = True) -> Guesses:
+    """Return the classifier's first five guesses (fewer of fewer classes) of every labelled image.
 
     Classes are matched by name. Files that cannot be read are left out and noted in ``bad_files``.
 
@@ -57,11 +92,26 @@ def measure_accuracy(
         ModelError: the model has no classifier.
         DataError: a class of the records is none that the classifier knows, or not one file could be read.
     """
-    targets, num_guesses = classifier_targets(encoder, records), min(NUM_GUESSES, _num_classes(encoder))
-    is_hit = _hits(encoder, records, targets, num_guesses, bad_files, precision, show)
-    measured = {f"accuracy@{num}": np.any(is_hit[:, :num], axis=1) for num in (1, NUM_GUESSES) if num == 1 or num < _num_classes(encoder)}
-    intervals = {name: _interval(is_right) for name, is_right in measured.items()}
-    return Accuracy({name: float(is_right.mean()) for name, is_right in measured.items()}, intervals, len(is_hit), _num_classes(encoder))
+    targets = classifier_targets(encoder, records)
+    assert isinstance(encoder.classifier, Classifier)
+    names, was_training, dtype = encoder.classifier.class_names, encoder.training, autocast_dtype(precision, encoder.device)
+    encoder.eval()
+    parts: list[tuple[Any, ...]] = []
+    with Bar("classifying", len(records), show=show and len(records) > BATCH_SIZE) as bar:
+        transform = eval_transform(encoder.image)
+        for rows, images in decode_stream(
+            records, transform, batch_size=BATCH_SIZE, num_threads=num_cpus(), bad_files=bad_files, device=encoder.device
+        ):
+            with torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+                logits = encoder.logits(images).float()
+            probability = logits.softmax(dim=1)
+            own = probability.gather(1, torch.from_numpy(targets[rows]).to(logits.device)[:, None])
+            classes = logits.topk(min(NUM_GUESSES, len(names)), dim=1).indices
+            parts.append((rows, *(values.cpu().numpy() for values in (classes, probability.amax(dim=1), own[:, 0]))))
+            bar.update(int(rows[-1]) + 1)
+    encoder.train(was_training)
+    read, first_five, first, right = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Guesses(tuple(names), read, targets[read], first_five, first, right)
 
 
 def classifier_targets(encoder: Encoder, records: Records) -> IntArray:
@@ -86,32 +136,6 @@ def classifier_targets(encoder: Encoder, records: Records) -> IntArray:
     places = np.zeros(len(records.class_names), np.int64)
     places[present] = [place[records.class_names[label]] for label in present]
     return places[records.labels]
-
-
-def _num_classes(encoder: Encoder) -> int:
-    assert isinstance(encoder.classifier, Classifier)
-    return len(encoder.classifier.class_names)
-
-
-@torch.inference_mode()
-def _hits(
-    encoder: Encoder, records: Records, targets: IntArray, num_guesses: int, bad_files: BadFiles, precision: Precision, show: bool
-) -> BoolArray:
-    """Return which of each readable image's first guesses is its class, bool ``[M, num_guesses]``."""
-    was_training, dtype = encoder.training, autocast_dtype(precision, encoder.device)
-    encoder.eval()
-    found = []
-    with Bar("classifying", len(records), show=show and len(records) > BATCH_SIZE) as bar:
-        transform = eval_transform(encoder.image)
-        for rows, images in decode_stream(
-            records, transform, batch_size=BATCH_SIZE, num_threads=num_cpus(), bad_files=bad_files, device=encoder.device
-        ):
-            with torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                guesses = encoder.logits(images).float().topk(num_guesses, dim=1).indices
-            found.append(guesses.cpu().numpy() == targets[rows][:, None])
-            bar.update(int(rows[-1]) + 1)
-    encoder.train(was_training)
-    return np.concatenate(found)
 
 
 def _interval(is_right: BoolArray) -> tuple[float, float]:

@@ -44,6 +44,7 @@ default_cfgs = generate_default_cfgs(  # the name is timm's: its registry reads 
         "vit_relpos_tiny_patch8_64.untrained": _untrained(64, "patch_embed.proj"),
         "vit_tiny_r14_s16_64.untrained": _untrained(64, "patch_embed.backbone.stem.conv"),
         "vit_tiny_r14_s8_64.untrained": _untrained(64, "patch_embed.backbone.stem.conv"),
+        "resnetv2_26half_bit_64.untrained": _untrained(64, "stem.conv", "head.fc"),
         "resnetv2_50half_bit_64.untrained": _untrained(64, "stem.conv", "head.fc"),
         "swin_tiny_patch2_window4_64.untrained": _untrained(64, "patch_embed.proj", "head.fc"),
     }
@@ -76,8 +77,12 @@ def vit_tiny_r14_s8_64(pretrained: bool = False, **given: Any) -> VisionTransfor
 
 def resnetv2_50half_bit_64(pretrained: bool = False, **given: Any) -> ResNetV2:
     """ResNet-50 (BiT) of half the width for images of 64 px, without the stem's max pool: a map of 4 x 4."""
-    arguments = {"layers": REGULAR_R50, "stem_type": "fixed", "conv_layer": partial(StdConv2d, eps=1e-8), **HALF_WIDTH}
-    return _without_pool(build_model_with_cfg(ResNetV2, "resnetv2_50half_bit_64", pretrained, **(arguments | given)))
+    return _small_bit("resnetv2_50half_bit_64", pretrained, REGULAR_R50, given)
+
+
+def resnetv2_26half_bit_64(pretrained: bool = False, **given: Any) -> ResNetV2:
+    """The same with two blocks a stage: at a given size, the compute of a ViT-Ti/8 or its hybrid of a third to a half of the depth."""
+    return _small_bit("resnetv2_26half_bit_64", pretrained, (2, 2, 2, 2), given)
 
 
 def vit_relpos_tiny_patch8_64(pretrained: bool = False, **given: Any) -> VisionTransformerRelPos:
@@ -110,6 +115,7 @@ for entry in (
     vit_tiny_patch8_64,
     vit_tiny_r14_s16_64,
     vit_tiny_r14_s8_64,
+    resnetv2_26half_bit_64,
     resnetv2_50half_bit_64,
     vit_relpos_tiny_patch8_64,
     swin_tiny_patch2_window4_64,
@@ -123,6 +129,11 @@ def _vit(
     if resnet is not None:
         arguments = arguments | {"patch_size": 1, "embed_layer": partial(HybridEmbed, backbone=resnet)}
     return build_model_with_cfg(VisionTransformer, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **(arguments | given))
+
+
+def _small_bit(name: str, pretrained: bool, layers: tuple[int, ...], given: dict[str, Any]) -> ResNetV2:
+    arguments = {"layers": layers, "stem_type": "fixed", "conv_layer": partial(StdConv2d, eps=1e-8), **HALF_WIDTH}
+    return _without_pool(build_model_with_cfg(ResNetV2, name, pretrained, **(arguments | given)))
 
 
 def resnet_below(layers: tuple[int, ...], **widths: Any) -> ResNetV2:

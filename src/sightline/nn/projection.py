@@ -75,13 +75,15 @@ def contrast_mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch norm over the rows ``[M, D]`` of all processes: what several compute is what one would with the whole batch.
+    """Batch norm over the rows ``[..., D]`` of all processes: what several compute is what one would with the whole batch.
 
     torch's own SyncBatchNorm does this on GPUs only. Every process gives the same number of rows.
     """
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the normalised rows ``[M, D]``; in training, by the moments of all processes' rows."""
+        """Return the normalised rows ``[..., D]``; in training, by the moments of all processes' rows."""
+        if rows.ndim != 2:
+            return self(rows.flatten(0, -2)).view(rows.shape)  # type: ignore[no-any-return]
         if not self.training or world_size() == 1:
             return super().forward(rows)
         x = exact(rows)

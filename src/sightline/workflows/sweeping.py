@@ -13,13 +13,14 @@ from sightline import catalog, runtime
 from sightline.errors import TrainingError, UsageError, explain_os_error, nearest
 from sightline.evaluate import sweep_report
 from sightline.evaluate.sweep_report import Result
+from sightline.methods.base import Measure
 from sightline.nn import model_folder
 from sightline.recipe import Recipe, full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
-from sightline.workflows import measuring, training
+from sightline.workflows import classifying, measuring, training
 
-USUAL_METRICS = ("recall@1", "map@r")
+USUAL_METRICS = ("recall@1", "map@r", "accuracy@1")
 RESULT = "result.json"
 """In a run's folder: what it was measured to be, or why training gave up; with it the run is done."""
 
@@ -92,8 +93,9 @@ def sweep(
     """Train and measure every variant of ``plan`` under seeds 0 to ``num_seeds`` - 1 into run folders of ``out``; finished runs are kept.
 
     ``settings`` hold for all variants. A run is measured as ``measuring.evaluate`` does by itself: on the test split, else on classes that
-    training did not learn from. One whose numbers diverge is noted and the sweep goes on. The table (``sweep.json``, ``sweep.csv``,
-    ``sweep.md``) and the page (``index.html``, with figures of ``metrics``) are written after every run. ``say`` is told of each run.
+    training did not learn from; one of classification by its accuracy, on the test split, else val. One whose numbers diverge is noted and
+    the sweep goes on. The table (``sweep.json``, ``sweep.csv``, ``sweep.md``) and the page (``index.html``, with figures of ``metrics``) are
+    written after every run. ``say`` is told of each run.
 
     Raises:
         UsageError: the data, a variant or the folder do not allow it, or a run in the folder was made otherwise.
@@ -101,6 +103,8 @@ def sweep(
     if runtime.ranks().world_size > 1:
         raise UsageError("a sweep trains in one process: start it without torchrun, on a device of its own with --device cuda:1")
     runs = _planned(plan, settings, num_seeds, Path(out))
+    if _classifies(runs[0].recipe):
+        classifying.require_split(data, dataset=runs[0].recipe.data.dataset, verify=runs[0].recipe.data.verify)
     kept = [_kept(run, data) for run in runs]
     waiting, times_s = kept.count(None), list[float]()
     results = [result for result in kept if result is not None]
@@ -138,6 +142,11 @@ def _planned(plan: Sweep, settings: Sequence[str], num_seeds: int, out: Path) ->
     return runs
 
 
+def _classifies(recipe: Recipe) -> bool:
+    chosen_by: Measure = catalog.find("methods", recipe.name.partition("/")[0]).chosen_by
+    return chosen_by == "accuracy@1"
+
+
 def _kept(run: _Run, data: str | Path) -> Result | None:
     """Return what an earlier sweep found for this run, or None where it is still to be done."""
     file = run.folder / RESULT
@@ -162,7 +171,8 @@ def _train_and_measure(run: _Run, data: str | Path, device: str, command: str) -
         trained = training.train(run.recipe, data, run.folder, device=device, resume=True, command=command)
         if trained.progress.stopped_by:
             return trained.progress.stopped_by
-        found = measuring.evaluate(str(run.folder), data, dataset=spec.dataset, verify=spec.verify, device=device).to_json()
+        measure = classifying.classify if _classifies(run.recipe) else measuring.evaluate
+        found = measure(str(run.folder), data, dataset=spec.dataset, verify=spec.verify, device=device).to_json()
         metrics = {name: value for name, value in found["metrics"].items() if value is not None}
         result = Result(run.variant, run.seed, metrics)
         about |= {**found, "metrics": metrics, "diverged": ""}

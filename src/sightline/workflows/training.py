@@ -77,8 +77,10 @@ class Trained:
     chosen_by: Measure
 
 
-def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = "") -> Trained:
-    """Train ``recipe`` on ``data`` into the run folder ``out`` and return what became of it.
+def train(
+    recipe: Recipe, data: str | Path | Records, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = ""
+) -> Trained:
+    """Train ``recipe`` on ``data`` (records, or where to read them) into the run folder ``out`` and return what became of it.
 
     The split called val chooses the model; where there is none, classes (for classification: images) are held out of the training split. A test
     split is never touched.
@@ -92,7 +94,10 @@ def train(recipe: Recipe, data: str | Path, out: str | Path, *, device: str = "a
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
-    records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=kind.needs_labels)
+    if isinstance(data, Records):
+        records, data = data, data.root
+    else:
+        records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=kind.needs_labels)
     learning, validation = _learning_and_validation(records, recipe, kind)
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
     epochs = _epochs(learning, recipe, bad_files)

@@ -1,10 +1,11 @@
-"""Transferring: a frozen model's descriptors under simple classifiers, on one data set or the mean over several."""
+"""Transferring: a frozen model's descriptors under simple classifiers, or the model fine-tuned, on one data set or the mean over several."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,18 @@ from sightline.data.images import BadFiles
 from sightline.data.records import Records, images_to_hold_out, require_classes
 from sightline.errors import DataError, explain_os_error
 from sightline.evaluate import probes
+from sightline.evaluate.accuracy import guess
 from sightline.evaluate.ranks import DoubleArray
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search.embed import embed_records
+from sightline.workflows import training
 from sightline.workflows.common import read_data, write_bad_files
 
-Kind = Literal["knn", "linear", "fewshot"]
+Kind = Literal["knn", "linear", "fewshot", "finetune"]
+FROZEN: tuple[Kind, ...] = ("knn", "linear", "fewshot")
+"""The kinds that leave the model as it is; fine-tuning trains all of it, and takes as long as that takes."""
 
 SHOTS = (5, 10)
 NUM_DRAWS = 3
@@ -33,6 +38,16 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.2
 """Of each class: what is tested on where the data has no split for it, and what chooses the linear probe's penalty."""
 
 INTERVAL_KIND = "95 % percentile bootstrap over test images (and draws of the shots)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """How the row ``finetune`` comes about: ``classify/finetune-small`` from the model's weights, with the last weights measured."""
+
+    steps: int = 200
+    image_px: int = 0  # 0 is the model's own
+    lr: float = 0.01
+    batch: int = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +124,16 @@ def transfer(
     model: str,
     data: Sequence[str | Path],
     *,
-    kinds: Sequence[Kind] = ("knn", "linear", "fewshot"),
+    kinds: Sequence[Kind] = FROZEN,
+    tuning: FineTuning = FineTuning(),
     seed: int = 0,
     report: Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> Transfer:
-    """Return the accuracy of simple classifiers on ``model``'s descriptors of class folders or manifests; the model learns nothing.
+    """Return the accuracy of simple classifiers on ``model``'s descriptors of class folders or manifests; there the model learns nothing.
+
+    The kind ``finetune`` trains a copy of it with a linear layer on each data set, as ``tuning`` says.
 
     Each is divided by its own splits: train (with val) and test, or train and val; without splits by ``seed``, class by class.
     ``report`` is a folder to write ``metrics.json`` into.
@@ -126,7 +144,7 @@ def transfer(
     bad_files = BadFiles()
     read = [(str(source), divide(read_data(source, bad_files, require_labels=True), seed)) for source in data]
     encoder = model_folder.load(model, device=runtime.device(device))
-    probed = tuple(_probe(encoder, *one, kinds, seed, precision, bad_files, number) for number, one in enumerate(read))
+    probed = tuple(_probe(encoder, *one, kinds, tuning, seed, precision, bad_files, number) for number, one in enumerate(read))
     num_images = sum(len(parts.training) + len(parts.test) for _, parts in read)
     found = Transfer(str(model), encoder.fingerprint, probed, bad_files.summary(num_images))
     if report is not None:
@@ -190,41 +208,88 @@ def _probe(
     source: str,
     parts: Parts,
     kinds: Sequence[Kind],
+    tuning: FineTuning,
     seed: int,
     precision: Precision,
     bad_files: BadFiles,
     number: int,
 ) -> Probed:
-    fitted = embed_records(encoder, parts.training, bad_files, precision=precision, what=f"embedding {source} to fit on")
-    tested = embed_records(encoder, parts.test, bad_files, precision=precision, what=f"embedding {source} to test on")
-    assert parts.training.labels is not None
-    assert parts.test.labels is not None
-    # Labels of the classes that can be read, without gaps; a test image of any other is never right.
-    classes, labels = np.unique(parts.training.labels[fitted.rows], return_inverse=True)
-    truth = parts.test.labels[tested.rows]
-    where = encoder.device.type if encoder.device.type == "cuda" else "cpu"
+    num_classes, num_train, num_test = parts.training.num_classes, len(parts.training), len(parts.test)
     is_right: dict[str, BoolArray] = {}
     l2 = None
-    if "knn" in kinds:
-        is_right["knn"] = (classes[probes.knn(fitted.vectors, labels, tested.vectors, device=where)] == truth)[None]
-    if "linear" in kinds:
-        is_validation = _is_validation(parts.training, seed)[fitted.rows]
-        linear, l2 = probes.linear_probe(fitted.vectors, labels, is_validation, len(classes), device=where)
-        is_right["linear"] = (classes[linear.predict(tested.vectors)] == truth)[None]
-    if "fewshot" in kinds:
-        for num_shots in SHOTS:
-            draws = [_few_shot(fitted.vectors, labels, num_shots, seed + draw) for draw in range(NUM_DRAWS)]
-            is_right[f"{num_shots}-shot"] = np.stack([classes[linear.predict(tested.vectors)] == truth for linear in draws])
+    if set(kinds) & set(FROZEN):
+        fitted = embed_records(encoder, parts.training, bad_files, precision=precision, what=f"embedding {source} to fit on")
+        tested = embed_records(encoder, parts.test, bad_files, precision=precision, what=f"embedding {source} to test on")
+        assert parts.training.labels is not None
+        assert parts.test.labels is not None
+        # Labels of the classes that can be read, without gaps; a test image of any other is never right.
+        classes, labels = np.unique(parts.training.labels[fitted.rows], return_inverse=True)
+        num_classes, num_train, num_test = len(classes), len(fitted), len(tested)
+        truth = parts.test.labels[tested.rows]
+        where = encoder.device.type if encoder.device.type == "cuda" else "cpu"
+        if "knn" in kinds:
+            is_right["knn"] = (classes[probes.knn(fitted.vectors, labels, tested.vectors, device=where)] == truth)[None]
+        if "linear" in kinds:
+            is_validation = _is_validation(parts.training, seed)[fitted.rows]
+            linear, l2 = probes.linear_probe(fitted.vectors, labels, is_validation, len(classes), device=where)
+            is_right["linear"] = (classes[linear.predict(tested.vectors)] == truth)[None]
+        if "fewshot" in kinds:
+            for num_shots in SHOTS:
+                draws = [_few_shot(fitted.vectors, labels, num_shots, seed + draw) for draw in range(NUM_DRAWS)]
+                is_right[f"{num_shots}-shot"] = np.stack([classes[linear.predict(tested.vectors)] == truth for linear in draws])
+    if "finetune" in kinds:
+        right, num_bad = _fine_tune(encoder, parts, tuning, seed, precision, bad_files)
+        is_right["finetune"] = right[None]
+        num_train, num_test = len(parts.training) - num_bad, len(right)
     return Probed(
         data=source,
         part=parts.words,
-        num_classes=len(classes),
-        num_train=len(fitted),
-        num_test=len(tested),
+        num_classes=num_classes,
+        num_train=num_train,
+        num_test=num_test,
         accuracy={name: float(right.mean()) for name, right in is_right.items()},
         resampled={name: probes.resampled_accuracy(right, seed=number) for name, right in is_right.items()},
         l2=l2,
     )
+
+
+def _fine_tune(
+    encoder: Encoder, parts: Parts, tuning: FineTuning, seed: int, precision: Precision, bad_files: BadFiles
+) -> tuple[BoolArray, int]:
+    """Return which readable test images a fine-tuned copy of the encoder names rightly, bool ``[Q]``, and how many it could not learn from.
+
+    What stands behind pooling is left behind (projection, reduction, scales), and a linear layer of zeros takes its place.
+
+    Raises:
+        TrainingError: the numbers diverged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        weights, run = Path(folder) / "weights", Path(folder) / "run"
+        fingerprint = encoder.fingerprint
+        model_folder.save(encoder, weights)
+        encoder.fingerprint = fingerprint
+        settings = [
+            f"steps={tuning.steps}",
+            f"lr={tuning.lr}",
+            f"warmup_steps={tuning.steps // 10}",
+            f"images_per_batch={min(tuning.batch, len(parts.training))}",
+            f"seed={seed}",
+            f"precision={precision}",
+            "validation=0",
+            f"save_every={max(1, tuning.steps)}",
+        ]
+        recipe = training.named_recipe("classify/finetune-small", settings)
+        recipe = replace(
+            recipe,
+            model=replace(encoder.model, weights=str(weights), projection=0, pca=0, whiten="none", scales=(1.0,), scale_p=1.0),
+            image=replace(encoder.image, image_px=tuning.image_px, resize_px=0) if tuning.image_px else encoder.image,
+        )
+        trained = training.train(recipe, replace(parts.training, splits=None), run, device=str(encoder.device))
+        if (run / "bad_files.jsonl").exists():
+            for line in (run / "bad_files.jsonl").read_text(encoding="utf-8").splitlines():
+                bad_files.add(**json.loads(line))
+        guesses = guess(model_folder.load(run, device=encoder.device), parts.test, bad_files, precision=precision)
+        return guesses.is_right, trained.num_bad
 
 
 def _few_shot(features: FloatArray, labels: IntArray, num_shots: int, seed: int) -> probes.Linear:
