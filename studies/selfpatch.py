@@ -1,7 +1,7 @@
 """Scratch, DINO and DINO + SelfPatch at equal images seen, on one pool of photographs and frames, by dense and by whole-image measures.
 
-    python studies/selfpatch.py train OUT --pool tiny-imagenet/train DAVIS/JPEGImages coco256/images imagenet1k --labelled tiny-imagenet \
-        [--seeds 0 1 2] [--set steps=500 ...]
+    python studies/selfpatch.py train OUT --pool tiny-imagenet/train DAVIS/JPEGImages coco256/images imagenet1k \
+        [--seeds 0 1 2] [--network depth=4 embed_dim=128 num_heads=2] [--set steps=500 ...]
     python studies/selfpatch.py measure OUT --davis DAVIS --camvid CamVid --labelled tiny-imagenet --grocery grocery/metric.csv [--set irt.steps=300]
     python studies/selfpatch.py table OUT
     python studies/selfpatch.py pictures OUT IMAGE [IMAGE ...] --to docs/figures/selfpatch.png
@@ -17,6 +17,7 @@ import csv
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ def write_pool(out: Path, folders: Sequence[Path]) -> Path:
     return out / "pool.csv"
 
 
-def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[str]) -> None:
+def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[str], network: dict[str, int]) -> None:
     for seed in seeds:
         for variant, (recipe, own) in VARIANTS.items():
             run = folder_of(out, variant, seed)
             if not (run / "done").exists():
-                train(named_recipe(recipe, [*settings, f"seed={seed}", *own]), pool, run, resume=run.exists())
+                made = named_recipe(recipe, [*settings, f"seed={seed}", *own])
+                smaller = tuple({**dict(made.model.backbone_args), **network}.items())
+                train(replace(made, model=replace(made.model, backbone_args=smaller)), pool, run, resume=run.exists())
                 (run / "done").touch()
 
 
@@ -162,6 +165,7 @@ def main() -> None:
     training.add_argument("--pool", type=Path, nargs="+", required=True)
     training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     training.add_argument("--set", nargs="*", default=[])
+    training.add_argument("--network", nargs="*", default=[], help="arguments of every variant's backbone, such as depth=4 embed_dim=128")
     for name in ("davis", "camvid", "labelled", "grocery"):
         measuring.add_argument(f"--{name}", type=Path, required=True)
     measuring.add_argument("--set", nargs="*", default=[], help="settings of irt/small")
@@ -173,7 +177,8 @@ def main() -> None:
     drawing.add_argument("--px", type=int, default=128)
     options = parser.parse_args()
     if options.kind == "train":
-        train_all(options.out, write_pool(options.out, options.pool), options.seeds, options.set)
+        network = {name: int(number) for name, number in (setting.split("=") for setting in options.network)}
+        train_all(options.out, write_pool(options.out, options.pool), options.seeds, options.set, network)
     elif options.kind == "measure":
         measure_all(options.out, options)
     elif options.kind == "table":

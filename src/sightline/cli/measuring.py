@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -36,30 +36,14 @@ def evaluate(
     """
     from sightline.workflows import classifying, dense, measuring
 
+    how: dict[str, Any] = {"report": report, "device": device, "precision": precision, "command": command_line()}
+    found: dense.DenseEvaluation | classifying.Classified | measuring.Evaluation
+    if dense.is_dense(protocol) or protocol == classifying.PROTOCOL:
+        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
     if dense.is_dense(protocol):
-        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
-        measured = dense.measure_dense(model, data, protocol, report=report, device=device, precision=precision, command=command_line())
-        if as_json:
-            print_json(measured.to_json())
-        else:
-            print(measured.to_text())
-        note(measured.bad_summary)
-        if report is not None:
-            note(f"report: {report / 'index.html'}")
-        return
-    if protocol == classifying.PROTOCOL:
-        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
-        found: classifying.Classified | measuring.Evaluation = classifying.classify(
-            model,
-            data,
-            dataset=dataset,
-            verify=verify,
-            split=split,
-            report=report,
-            device=device,
-            precision=precision,
-            command=command_line(),
-        )
+        found = dense.measure_dense(model, data, protocol, **how)
+    elif protocol == classifying.PROTOCOL:
+        found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, **how)
     else:
         found = measuring.evaluate(
             model,
@@ -71,10 +55,7 @@ def evaluate(
             distractors=distractors,
             rerank=rerank,
             rerank_top=rerank_top,
-            report=report,
-            device=device,
-            precision=precision,
-            command=command_line(),
+            **how,
         )
     if as_json:
         print_json(found.to_json())
