@@ -40,7 +40,7 @@ PX, LARGER_PX = 32, 48
 SHARES = (0.1, 0.3, 1.0)
 FAMILIES = {
     "vit": ("backbone=vit_tiny_patch8_64", "backbone_args=depth=6"),
-    "hybrid": ("backbone=vit_tiny_r14_s8_64", "backbone_args=depth=3"),
+    "hybrid": ("backbone=vit_tiny_r14_s8_64", "backbone_args=depth=3,class_token=false,global_pool=avg"),
     "resnet": ("backbone=resnetv2_26half_bit_64", "backbone_args={}"),
 }
 SHARED = ("images_per_batch=64", "validation=0", "pooling=mean", "drop_path=0", "validate_every=100000", "save_every=100")
