@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.data.records import IMAGE_SUFFIXES
+from sightline.recipe import Recipe
 from sightline.workflows.dense import measure_dense
 from sightline.workflows.measuring import evaluate
 from sightline.workflows.training import named_recipe, train
@@ -52,6 +53,13 @@ def write_pool(out: Path, folders: Sequence[Path]) -> Path:
     return out / "pool.csv"
 
 
+def finish(recipe: Recipe, data: Path, run: Path) -> None:
+    """Train to the end, from where the run stands, and note that it is done; end the study where a signal asked to."""
+    if train(recipe, data, run, resume=run.exists()).progress.stopped_by:
+        raise SystemExit(f"stopped in {run}: the same command goes on")
+    (run / "done").touch()
+
+
 def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[str], network: dict[str, int]) -> None:
     for seed in seeds:
         for variant, (recipe, own) in VARIANTS.items():
@@ -59,8 +67,7 @@ def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[st
             if not (run / "done").exists():
                 made = named_recipe(recipe, [*settings, f"seed={seed}", *own])
                 smaller = tuple({**dict(made.model.backbone_args), **network}.items())
-                train(replace(made, model=replace(made.model, backbone_args=smaller)), pool, run, resume=run.exists())
-                (run / "done").touch()
+                finish(replace(made, model=replace(made.model, backbone_args=smaller)), pool, run)
 
 
 def measure_all(out: Path, options: argparse.Namespace) -> None:
@@ -70,8 +77,7 @@ def measure_all(out: Path, options: argparse.Namespace) -> None:
         tuned = run / "irt"
         if not (tuned / "done").exists():
             recipe = named_recipe("irt/small", [*irt, "backbone=auto", f"weights={run}", f"seed={run.name[-1]}"])
-            train(recipe, options.grocery, tuned, resume=tuned.exists())
-            (tuned / "done").touch()
+            finish(recipe, options.grocery, tuned)
         found = evaluate(str(tuned), options.grocery)
         return {"grocery recall@1": found.measured.metrics["recall@1"], "grocery map@r": found.measured.metrics["map@r"]}
 
