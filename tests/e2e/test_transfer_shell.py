@@ -15,7 +15,7 @@ from sightline.nn.model_folder import load
 
 SETTINGS = [
     "image_px=16", "classes_per_batch=2", "images_per_class=2", "steps=3", "workers=0", "validation=0.34", "augment=square", "jitter=0",
-    "rotate_deg=0", "log_every=1",
+    "rotate_deg=0", "log_every=1", "precision=fp32",
 ]  # fmt: skip
 TINY_VIT = ["backbone_args=patch_size=8,depth=1,embed_dim=16,num_heads=2"]
 TINY_RESNET = ["backbone=resnet10t", "backbone_args=[]"]
