@@ -94,10 +94,20 @@ def test_scales_alone_need_no_images(shell: Shell, run: Path, tmp_path: Path) ->
     assert (json.loads(told)["dim"], json.loads(told)["images"]) == (16, 0)
 
 
+def test_dinos_descriptor_for_copies_is_a_reduction_too(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:
+    own = ["--pooling", "cls_gem", "--gem-p", "4", "--whiten", "pca", "--pca", "8"]
+    code, told, err = shell("reduce", run, *own, "--data", photos, "--out", tmp_path / "copies", "--json")
+    assert code == 0, err
+    facts = json.loads(told)
+    assert (facts["pooling"], facts["gem_p"], facts["width"], facts["dim"]) == ("cls_gem", 4.0, 32, 8)
+    assert sightline.load(tmp_path / "copies").embed([photos / "class 1" / "0.png"]).shape == (1, 8)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "nothing is asked for"),
+        (["--pooling", "class_attention"], "class attention has weights of its own"),
         (["--pca", "4"], "give --data"),
         (["--pca", "400", "--data", "PHOTOS"], "needs descriptors of width 400"),
         (["--scales", "0"], "positive factors"),

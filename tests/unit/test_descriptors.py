@@ -48,6 +48,29 @@ def pictures(num: int = 2, side: int = 32) -> torch.Tensor:
     return torch.randn(num, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
+def test_class_token_and_gem_by_hand() -> None:
+    tokens = Tokens(torch.tensor([[[3.0, -4.0]]]), torch.tensor([[[1.0, -5.0], [2.0, 0.0]]]), (1, 2))
+    expected = torch.tensor([[3.0, -4.0, (17 / 2) ** 0.25, 1e-6]])  # as long as they are; what is negative counts as 1e-6
+    torch.testing.assert_close(pool(tokens, "cls_gem", 4.0), expected)
+
+
+def test_another_pooling_takes_the_weights_along_and_leaves_what_the_old_one_taught() -> None:
+    attending = made(replace(TINY, pooling="class_attention", backbone_args=(*SMALL, ("class_token", False), ("global_pool", ""))))
+    averaging = with_scales_of(attending, replace(attending.model, pooling="gem"))
+    tokens = attending.tokens(pictures())
+    torch.testing.assert_close(averaging.pooled(pictures()), pool(tokens, "gem"))
+    copies = with_scales_of(made(TINY), replace(TINY, pooling="cls_gem", gem_p=4.0))
+    assert (copies.width, made(TINY).width) == (32, 16)
+    torch.testing.assert_close(copies.pooled(pictures())[:, :16], made(TINY).pooled(pictures()))
+    with pytest.raises(ModelError, match="class attention has weights of its own, this model has pooling=gem"):
+        with_scales_of(averaging, attending.model)
+    projected = made(replace(TINY, projection=4))
+    with pytest.raises(ModelError, match="its projection was trained for pooling=cls"):
+        with_scales_of(projected, replace(projected.model, pooling="max"))
+    with pytest.raises(ModelError, match="no class token"):
+        with_scales_of(averaging, replace(averaging.model, pooling="cls_gem"))
+
+
 # --- the two tokens of a distilled backbone ---------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,10 @@ def reduce(
     data: Annotated[Path | None, typer.Option(help="images to fit on: class folders, a manifest, or a data set's own folder")] = None,
     pca: Annotated[int, typer.Option(min=0, help="directions to keep; 0 is all of a whitening, and no plain PCA")] = 0,
     whiten: Annotated[Literal["none", "pca", "supervised"], typer.Option(help="supervised learns from images of one class")] = "none",
+    pooling: Annotated[
+        str | None, typer.Option(help="another pooling, such as cls_gem for finding copies; the model's own if not given")
+    ] = None,
+    gem_p: Annotated[float | None, typer.Option("--gem-p", help="power of gem and cls_gem; the model's own if not given")] = None,
     scales: Annotated[str, typer.Option(help="resize the input by each and combine the descriptors, such as 1,0.707,0.5")] = "1",
     scale_p: Annotated[float, typer.Option("--scale-p", help="power of the mean over scales; other than 1 for GeM only")] = 1.0,
     dataset: Dataset = "auto",
@@ -43,13 +47,14 @@ def reduce(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fit a model's head, its scales and its PCA or whitening, on images, and write the model that has it.
+    """Give a model another head: its pooling, its scales, its PCA or whitening fitted on images; and write the model that has it.
 
     Example: sightline reduce runs/mine --data photos/ --whiten supervised --pca 128 --out runs/mine/whitened
     """
     from sightline.workflows import reducing
 
     settings = [f"pca={pca}", f"whiten={whiten}", f"scales={scales}", f"scale_p={scale_p}"]
+    settings += [f"{key}={value}" for key, value in (("pooling", pooling), ("gem_p", gem_p)) if value is not None]
     done = reducing.reduce(model, out, data=data, settings=settings, dataset=dataset, verify=verify, device=device, command=command_line())
     if as_json:
         print_json(done.to_json())

@@ -34,7 +34,7 @@ class Attention:
         return self.heads.mean(dim=0)
 
 
-_ASKING: dict[Pooling, tuple[int, ...]] = {"cls": (0,), "dist": (1,), "cls_dist_mean": (0, 1), "cls_dist_concat": (0, 1)}
+_ASKING: dict[Pooling, tuple[int, ...]] = {"cls": (0,), "dist": (1,), "cls_dist_mean": (0, 1), "cls_dist_concat": (0, 1), "cls_gem": (0,)}
 
 
 def asking_tokens(encoder: Encoder) -> tuple[int, ...]:

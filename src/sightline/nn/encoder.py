@@ -21,7 +21,7 @@ from sightline.nn.checkpoints import read_weights
 from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
-from sightline.nn.pooling import OF_DISTILLATION, pool
+from sightline.nn.pooling import OF_DISTILLATION, TWICE_AS_WIDE, pool
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.runtime import Precision, autocast_dtype
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.model, self.image = model, image
         self.fingerprint = ""
         self.backbone = backbone or build(model, image.image_px)
-        pooled_width = self.backbone.width * (2 if model.pooling == "cls_dist_concat" else 1)
+        pooled_width = self.backbone.width * (2 if model.pooling in TWICE_AS_WIDE else 1)
         self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
         self.class_attention: ClassAttention | nn.Identity = nn.Identity()
         if model.pooling == "class_attention":
@@ -50,13 +50,15 @@ class Encoder(nn.Module):
         self.width = model.projection or pooled_width  # of what the reduction takes
         self.reduction: Reduction | nn.Identity = nn.Identity()
         self.classifier: Classifier | nn.Identity = nn.Identity()
-        if model.pooling == "cls" and self.backbone.num_prefix == 0:
+        if model.pooling in {"cls", "cls_gem"} and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
         if model.pooling in OF_DISTILLATION and not self.backbone.has_distillation:
             raise ModelError(
                 f"{model.backbone} has no distillation token for pooling={model.pooling}: take a distilled backbone such as "
                 "deit_small_distilled_patch16_224, or another pooling"
             )
+        if model.pooling in TWICE_AS_WIDE and self.backbone.has_norm_behind_pooling:
+            raise ModelError(f"{model.backbone} keeps a norm behind its pooling, as wide as one vector: pooling={model.pooling} has two")
         if model.scale_p != 1 and self.backbone.has_norm_behind_pooling:
             raise ModelError(
                 f"{model.backbone} keeps a norm behind its pooling, which leaves negative entries: only scale_p=1 is defined there"
@@ -215,15 +217,23 @@ def headless(model: ModelSpec) -> ModelSpec:
 
 
 def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
-    """Return an encoder with the weights of ``encoder`` and the scales of ``model``, whose reduction is still to be fitted.
+    """Return an encoder with the weights of ``encoder`` and the pooling and scales of ``model``, whose reduction is still to be fitted.
+
+    Under another pooling a classifier is left behind: it was taught by vectors of the old one.
 
     Raises:
-        ModelError: the backbone does not take these scales.
+        ModelError: the backbone does not take these scales or this pooling, or the pooling needs weights that ``encoder`` lacks.
     """
+    changed, own = model.pooling != encoder.model.pooling, encoder.model
+    if changed and (model.projection or model.pooling == "class_attention"):
+        what = "its projection was trained for" if model.projection else "class attention has weights of its own, this model has"
+        raise ModelError(f"{what} pooling={own.pooling}: another pooling takes another training (train ... --set pooling={model.pooling})")
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
         made = Encoder(replace(model, weights="random"), encoder.image)
-    made.classifier = encoder.classifier
-    made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith("reduction.")})
+    left_behind = ("reduction.", "class_attention.", "classifier.") if changed else ("reduction.",)
+    if not changed:
+        made.classifier = encoder.classifier
+    made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith(left_behind)})
     return made.to(encoder.device).train(encoder.training)
 
 

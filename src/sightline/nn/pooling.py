@@ -11,6 +11,9 @@ from sightline.contracts import Tokens
 from sightline.errors import ModelError
 from sightline.recipe import Pooling
 
+TWICE_AS_WIDE: frozenset[Pooling] = frozenset(("cls_dist_concat", "cls_gem"))
+"""The poolings that put two vectors of the backbone's width side by side."""
+
 GEM_FLOOR = 1e-6
 """Token features are clamped to at least this before the power: GeM is defined for positive features only."""
 
@@ -23,7 +26,7 @@ OF_DISTILLATION: frozenset[Pooling] = frozenset(("dist", "cls_dist_mean", "cls_d
 
 
 def pool(tokens: Tokens, pooling: Pooling, gem_p: float = 3.0) -> torch.Tensor:
-    """Return one vector per image, ``[B, D]`` (``[B, 2 D]`` for ``cls_dist_concat``), of the prefix tokens or of the patch tokens.
+    """Return one vector per image, ``[B, D]`` (``[B, 2 D]`` for ``TWICE_AS_WIDE``), of the prefix tokens or of the patch tokens.
 
     - ``cls``: token 0. On a distilled backbone too: timm's own head averages it with the distillation token, which is not what IRT
       measured.
@@ -32,18 +35,20 @@ def pool(tokens: Tokens, pooling: Pooling, gem_p: float = 3.0) -> torch.Tensor:
     - ``cls_dist_concat``: both side by side, each at unit length, so that the similarity of two images is the mean of the two tokens'
       similarities: the late fusion by which DeiT adds up the answers of its two heads.
     - ``mean``, ``max``, ``gem``, ``rmac``: the mean, maximum, generalised mean and regional maxima of the patch tokens alone.
+    - ``cls_gem``: token 0 and ``gem`` side by side, each as long as it is: what DINO finds copies by (with ``gem_p=4``).
 
     Raises:
         ModelError: the backbone has no such prefix token.
     Source: El-Nouby et al. 2021, arXiv 2102.05644, section 3.2; GeM: Radenovic et al. 2018, arXiv 1711.02512, eq. 3; the two heads of
-        DeiT: Touvron et al. 2021, arXiv 2012.12877, section 4.
+        DeiT: Touvron et al. 2021, arXiv 2012.12877, section 4; copies: Caron et al. 2021, arXiv 2104.14294, section 4.2.1.
     """
     if pooling in OF_DISTILLATION:
         return _of_distillation(tokens, pooling)
-    if pooling == "cls":
+    if pooling in {"cls", "cls_gem"}:
         if tokens.prefix.shape[1] == 0:
             raise ModelError("this backbone has no class token: choose pooling=mean, max or gem")
-        return tokens.prefix[:, 0]  # [B, D]
+        first = tokens.prefix[:, 0]  # [B, D]
+        return first if pooling == "cls" else torch.cat([first.float(), gem(tokens.patches, gem_p)], dim=1)
     if pooling == "mean":
         return tokens.patches.mean(dim=1)
     if pooling == "max":

@@ -107,6 +107,7 @@ class Loop:
             validate,
             epochs,
         )
+        runtime.keep_freed_memory(device)
         self.ranks = runtime.ranks()
         self.optimizer = build_optimizer(method.parameter_groups(spec), spec)
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

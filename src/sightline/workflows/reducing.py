@@ -115,6 +115,8 @@ class Reduced:
             "dim": self.encoder.dim,
             "whiten": model.whiten,
             "pca": model.pca,
+            "pooling": model.pooling,
+            "gem_p": model.gem_p,
             "scales": list(model.scales),
             "scale_p": model.scale_p,
             "images": self.num_images,
@@ -141,8 +143,8 @@ def reduce(
     Args:
         model: the model to begin with.
         out: a folder that holds no model yet.
-        data: the images; not needed for scales alone.
-        settings: ``key=value`` settings of ``ModelSpec``: pca, whiten, scales, scale_p.
+        data: the images; not needed for scales or a pooling alone.
+        settings: ``key=value`` settings of ``ModelSpec``: pca, whiten, scales, scale_p, pooling, gem_p.
         dataset: a name of the catalog, or auto.
         verify: whether the official counts of a named data set are checked.
         device: where to compute.
@@ -157,7 +159,7 @@ def reduce(
     encoder = model_folder.load(model, device=runtime.device(device))
     wanted = override(headless(encoder.model), settings)
     if wanted == headless(encoder.model):
-        raise UsageError("nothing is asked for: give --pca 128, --whiten pca or supervised, or --scales 1,0.707,0.5")
+        raise UsageError("nothing is asked for: give --pca 128, --whiten pca or supervised, --pooling cls_gem, or --scales 1,0.707,0.5")
     learnt, chose_by = classes_of_run(Path(model))
     fitted_on: Records | None = None
     if is_fitted(wanted):
