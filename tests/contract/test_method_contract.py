@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +15,7 @@ from sightline.contracts import Batch
 from sightline.methods.base import Method
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+from sightline.train.loop import Loop
 
 TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "weights=random", "image_px=16"]
 BATCH = ["classes_per_batch=2", "images_per_class=2"]
@@ -77,6 +82,27 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     other.load_state_dict(method.state_dict())
     late = recipe.train.steps
     assert torch.equal(other.eval().loss(batch(9), late).total, method.eval().loss(batch(9), late).total)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
+    def run(folder: Path, last: int, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        short = ["steps=4", "warmup_steps=0", "save_every=2", "log_every=1", "accumulate=1", "precision=fp32", "drop_path=0.2"]
+        recipe, method = make(" ".join([name, *short]))
+
+        def batches(first: int) -> Iterator[Batch]:
+            for step in range(first, last):
+                yield batch(step)
+            raise InterruptedError
+
+        folder.mkdir(exist_ok=True)
+        with contextlib.suppress(InterruptedError):
+            Loop(method, batches, recipe.train, folder, device=torch.device("cpu"), resume=resume).run()
+        return method.state_dict()
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "broken", 3)  # dies in the fourth step; the last checkpoint is of the second
+    resumed = run(tmp_path / "broken", 4, resume=True)
+    assert all(torch.equal(resumed[part], value) for part, value in whole.items())
 
 
 def test_the_encoder_makes_unit_vectors(name: str) -> None:

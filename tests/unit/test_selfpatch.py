@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +16,6 @@ from sightline.nn.class_attention import ClassAttention, closest_neighbours, win
 from sightline.nn.collapse import PATIENCE, Watch, effective_rank, spread
 from sightline.nn.encoder import Encoder
 from sightline.recipe import CropSpec, override
-from sightline.train.loop import Loop
 
 TINY = [
     "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2",
@@ -205,25 +201,3 @@ def test_settings_that_cannot_be_say_so(settings: list[str], message: str) -> No
 def test_one_crop_teaches_nothing() -> None:
     with pytest.raises(RecipeError, match="two crops or more"):
         replace(small(), crops=CropSpec(crop_px=(64,), num_crops=(1,), crop_min_area=(0.4,), crop_max_area=(1.0,)))
-
-
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    def run(folder: Path, last: int, *, resume: bool = False) -> dict[str, torch.Tensor]:
-        method = made(small(), "steps=4", "save_every=2", "freeze_last_steps=1", "drop_path=0.2", "precision=fp32", "log_every=1")
-
-        def batches(first: int) -> Iterator[Batch]:
-            for step in range(first, last):
-                yield batch(step)
-            raise InterruptedError
-
-        folder.mkdir(exist_ok=True)
-        with contextlib.suppress(InterruptedError):
-            Loop(method, batches, method.recipe.train, folder, device=torch.device("cpu"), resume=resume).run()
-        return method.state_dict()
-
-    whole = run(tmp_path / "whole", 4)
-    run(tmp_path / "broken", 3)  # dies in the fourth step; the last checkpoint is of the second
-    resumed = run(tmp_path / "broken", 4, resume=True)
-    assert whole["center"].any()
-    for name, value in whole.items():
-        assert torch.equal(resumed[name], value), name
