@@ -1,8 +1,8 @@
 """Scratch, DINO and DINO + SelfPatch at equal images seen, on one pool of photographs and frames, by dense and by whole-image measures.
 
     python studies/selfpatch.py train OUT --pool tiny-imagenet/train DAVIS/JPEGImages coco256/images imagenet1k \
-        [--seeds 0 1 2] [--network depth=4 embed_dim=128 num_heads=2] [--set steps=500 ...]
-    python studies/selfpatch.py measure OUT --davis DAVIS --camvid CamVid --labelled tiny-imagenet --grocery grocery/metric.csv [--set irt.steps=300]
+        [--seeds 0 1 2] [--set backbone_args.depth=4 steps=500 ...]
+    python studies/selfpatch.py measure OUT --davis DAVIS --camvid CamVid --labelled tiny-imagenet --grocery grocery/metric.csv [--seeds 0 1 2] [--set irt.steps=300]
     python studies/selfpatch.py table OUT
     python studies/selfpatch.py pictures OUT IMAGE [IMAGE ...] --to docs/figures/selfpatch.png
 
@@ -17,7 +17,6 @@ import csv
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,12 @@ def finish(recipe: Recipe, data: Path, run: Path) -> None:
     (run / "done").touch()
 
 
-def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[str], network: dict[str, int]) -> None:
+def train_all(out: Path, pool: Path, seeds: Sequence[int], settings: Sequence[str]) -> None:
     for seed in seeds:
         for variant, (recipe, own) in VARIANTS.items():
             run = folder_of(out, variant, seed)
             if not (run / "done").exists():
-                made = named_recipe(recipe, [*settings, f"seed={seed}", *own])
-                smaller = tuple({**dict(made.model.backbone_args), **network}.items())
-                finish(replace(made, model=replace(made.model, backbone_args=smaller)), pool, run)
+                finish(named_recipe(recipe, [*settings, f"seed={seed}", *own]), pool, run)
 
 
 def measure_all(out: Path, options: argparse.Namespace) -> None:
@@ -88,7 +85,7 @@ def measure_all(out: Path, options: argparse.Namespace) -> None:
         "DAVIS": lambda run: dict(measure_dense(str(run), options.davis, options.propagation).result.metrics),
     }
     for name, take in measures.items():
-        for run in sorted(path.parent for path in out.glob("*/done")):
+        for run in sorted(path.parent for seed in options.seeds for path in out.glob(f"*-{seed}/done")):
             kept = run / "measures.json"
             found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
             if name not in found:
@@ -169,9 +166,9 @@ def main() -> None:
     for one in (training, measuring, showing, drawing):
         one.add_argument("out", type=Path)
     training.add_argument("--pool", type=Path, nargs="+", required=True)
-    training.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for one in (training, measuring):
+        one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="processes side by side can take different ones")
     training.add_argument("--set", nargs="*", default=[])
-    training.add_argument("--network", nargs="*", default=[], help="arguments of every variant's backbone, such as depth=4 embed_dim=128")
     for name in ("davis", "camvid", "labelled", "grocery"):
         measuring.add_argument(f"--{name}", type=Path, required=True)
     measuring.add_argument("--set", nargs="*", default=[], help="settings of irt/small")
@@ -183,8 +180,7 @@ def main() -> None:
     drawing.add_argument("--px", type=int, default=128)
     options = parser.parse_args()
     if options.kind == "train":
-        network = {name: int(number) for name, number in (setting.split("=") for setting in options.network)}
-        train_all(options.out, write_pool(options.out, options.pool), options.seeds, options.set, network)
+        train_all(options.out, write_pool(options.out, options.pool), options.seeds, options.set)
     elif options.kind == "measure":
         measure_all(options.out, options)
     elif options.kind == "table":

@@ -238,6 +238,9 @@ def _require(condition: bool, message: str) -> None:
         raise RecipeError(message)
 
 
+_TABLES = ("backbone_args",)
+"""Fields that hold named arguments, each of which can be set by itself."""
+
 # --- reading and changing -------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +255,7 @@ def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def full_path(recipe: Any, key: str) -> str:
-    """Return the dotted path that ``key`` means: itself, or the one path that ends in it.
+    """Return the dotted path that ``key`` means: itself, or the one path that ends in it; ``backbone_args.depth`` is one of several arguments.
 
     Raises:
         RecipeError: no field, or more than one, has that name.
@@ -265,6 +268,9 @@ def full_path(recipe: Any, key: str) -> str:
         return ending[0]
     if ending:
         raise RecipeError(f"recipe key '{key}' is ambiguous: write one of {', '.join(ending)}")
+    table, _, argument = key.rpartition(".")
+    if argument and table.rpartition(".")[2] in _TABLES:
+        return f"{full_path(recipe, table)}.{argument}"
     names = {name: path for path in paths for name in (path, path.rpartition(".")[2])}
     raise RecipeError(f"unknown recipe key '{key}'{nearest(key, names)}")
 
@@ -281,11 +287,16 @@ def override(recipe: R, settings: Sequence[str]) -> R:
         if not equals:
             raise RecipeError(f"a setting is key=value, got '{setting}'")
         path = full_path(recipe, key.strip())
-        *parents, leaf = path.split(".")
-        table, kind = plain, type(recipe)
-        for parent in parents:
-            table, kind = table[parent], _field_types(kind)[parent]
-        table[leaf] = _parse(text.strip(), _field_types(kind)[leaf], path)
+        table, kind, rest = plain, type(recipe), path.split(".")
+        while dataclasses.is_dataclass(_field_types(kind)[rest[0]]):
+            table, kind = table[rest[0]], _field_types(kind)[rest.pop(0)]
+        leaf, *argument = rest
+        wanted = _field_types(kind)[leaf]
+        if argument:  # one of several: tuple[tuple[str, value], ...]
+            value = _parse(text.strip(), typing.get_args(typing.get_args(wanted)[0])[1], path)
+            table[leaf] = list((dict(table[leaf]) | {argument[0]: value}).items())
+        else:
+            table[leaf] = _parse(text.strip(), wanted, path)
     return from_plain(type(recipe), plain)
 
 

@@ -87,6 +87,9 @@ def test_a_saved_recipe_replays_as_itself(recipe: Ours) -> None:
         ("backbone_args=patch_size=8,img=a,flag=true", "model.backbone_args", (("patch_size", 8), ("img", "a"), ("flag", True))),
         ('backbone_args=[["depth", 6]]', "model.backbone_args", (("depth", 6),)),
         ('backbone_args={"depths": [1, 2]}', "model.backbone_args", (("depths", (1, 2)),)),
+        ("backbone_args.depth=6", "model.backbone_args", (("depth", 6),)),
+        ("model.backbone_args.global_pool=", "model.backbone_args", (("global_pool", ""),)),
+        ("backbone_args.depths=[1, 2]", "model.backbone_args", (("depths", (1, 2)),)),
         ("frozen=embed", "model.frozen", ("embed",)),
         ("frozen=embed,blocks.3", "model.frozen", ("embed", "blocks.3")),
         ("frozen=[]", "model.frozen", ()),
@@ -100,6 +103,11 @@ def test_a_setting_is_parsed_by_its_field(setting: str, path: str, value: Any) -
     assert type(changed[path]) is type(value)
     others = dict(flatten(Ours()))
     assert {key: item for key, item in changed.items() if key != path} == {key: item for key, item in others.items() if key != path}
+
+
+def test_one_argument_of_several_is_set_in_its_place() -> None:
+    changed = override(Ours(), ["backbone_args=depth=6,img=a", "backbone_args.depth=4", "backbone_args.flag=true"])
+    assert changed.model.backbone_args == (("depth", 4), ("img", "a"), ("flag", True))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +132,9 @@ def test_a_setting_is_parsed_by_its_field(setting: str, path: str, value: Any) -
         ("backbone_args=depth=6,img", "model.backbone_args must be of type tuple, got 'depth=6'"),
         ('backbone_args={"depths": ["a"]}', "model.backbone_args must be of type int, got 'a'"),
         ("backbone_args=6", "model.backbone_args must be of type tuple, got 6"),
+        ("backbone_arg.depth=6", "unknown recipe key 'backbone_arg.depth'"),
+        ("backbone_args.=6", r"unknown recipe key 'backbone_args.'; did you mean"),
+        ("backbone_args.depth=none", "model.backbone_args.depth must be of type"),
         ("model=5", "unknown recipe key 'model'"),
         ("=5", "unknown recipe key ''"),
     ],

@@ -50,6 +50,9 @@ from sightline.sweep import Sweep, Variant, grid
 PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", ""))
 """What SelfPatch's backbone is without: class attention has the class token and the norm."""
 
+WITH_CLASS_TOKEN = (("class_token", "true"), ("final_norm", "true"), ("global_pool", "token"))
+"""timm's own values of these, as settings: what DINO's backbone is with."""
+
 USED_SHARE = 0.1
 """A prototype is dead whose share of the teacher's answers, on average, is below this share of an even one."""
 
@@ -227,7 +230,7 @@ def components() -> Sweep:
     return Sweep(
         "selfpatch/coco",
         (
-            Variant("DINO", ("patch_weight=0", "pooling=cls", "backbone_args=[]")),
+            Variant("DINO", ("patch_weight=0", "pooling=cls", *(f"backbone_args.{name}={value}" for name, value in WITH_CLASS_TOKEN))),
             Variant("DINO + class attention", ("patch_weight=0",)),
             Variant("SelfPatch"),
             Variant("without aggregation", ("aggregate=false",)),
