@@ -13,6 +13,7 @@ from PIL import Image
 from sightline.cli.main import main
 from sightline.nn.model_folder import load
 
+# float32: on a processor with bfloat16, oneDNN's gradient of a 3 x 3 convolution on a map of one pixel reads memory that nobody wrote (torch 2.15).
 SETTINGS = [
     "image_px=16", "classes_per_batch=2", "images_per_class=2", "steps=3", "workers=0", "validation=0.34", "augment=square", "jitter=0",
     "rotate_deg=0", "log_every=1", "precision=fp32",
