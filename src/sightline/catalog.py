@@ -34,6 +34,7 @@ RECIPES = {
     "moby/small": "sightline.methods.moby:small",
     "moby/swin-small": "sightline.methods.moby:swin_small",
     "moby/selfpatch-small": "sightline.methods.moby:selfpatch_small",
+    "moby/selfpatch-swin-small": "sightline.methods.moby:selfpatch_swin_small",
     "moby/swin-imagenet": "sightline.methods.moby:swin_imagenet",
     "moby/vit-imagenet": "sightline.methods.moby:vit_imagenet",
 }

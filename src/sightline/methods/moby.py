@@ -179,8 +179,14 @@ def selfpatch_small() -> MobyRecipe:
     return replace(base, name="moby/selfpatch-small", patch_weight=0.1, model=model)
 
 
+def selfpatch_swin_small() -> MobyRecipe:
+    """moby/swin-small with patches that learn, those of the last stage."""
+    base = swin_small()
+    return replace(base, name="moby/selfpatch-swin-small", patch_weight=0.1, model=replace(base.model, pooling="class_attention"))
+
+
 def patch_negatives() -> Sweep:
-    """Patches with and without negatives, and the backbone without patches that learn."""
+    """Patches with and without negatives, and the backbone without patches that learn; over moby/selfpatch-swin-small too."""
     return Sweep(
         "moby/selfpatch-small",
         (
