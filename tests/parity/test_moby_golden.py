@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from sightline.contracts import Batch
 from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, enqueued, two_crops
-from sightline.methods.selfpatch import to_one
+from sightline.methods.unlabelled import to_one
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.train.optim import build_optimizer

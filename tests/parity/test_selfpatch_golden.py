@@ -15,7 +15,8 @@ from torch import nn
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError
-from sightline.methods.selfpatch import PATCHES_ALONE, SelfPatch, SelfPatchRecipe, image_loss, patch_loss, rising, teacher_answers, to_one
+from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe, image_loss, patch_loss, rising, teacher_answers
+from sightline.methods.unlabelled import PATCHES_ALONE, to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError, RecipeError, TrainingError
-from sightline.methods.selfpatch import SelfPatch, dino_small, image_loss, rising, small, to_one
+from sightline.methods.selfpatch import SelfPatch, dino_small, image_loss, rising, small
+from sightline.methods.unlabelled import to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.collapse import PATIENCE, Watch, effective_rank, spread
 from sightline.nn.encoder import Encoder

@@ -72,7 +72,11 @@ def test_words_after_an_option_belong_to_it() -> None:
 @pytest.mark.parametrize("name", catalog.names("sweeps"))
 def test_every_named_sweep_can_be_run_on_recipes_of_its_method(name: str) -> None:
     plan = catalog.find("sweeps", name)()
-    others = {"irt": ["irt/small", "irt/inshop"], "selfpatch": ["selfpatch/small", "selfpatch/tiny"], "moby": ["moby/selfpatch-small", "moby/selfpatch-swin-small"]}
+    others = {
+        "irt": ["irt/small", "irt/inshop"],
+        "selfpatch": ["selfpatch/small", "selfpatch/tiny"],
+        "moby": ["moby/selfpatch-small", "moby/selfpatch-swin-small"],
+    }
     for recipe in [plan.recipe, *others[plan.recipe.partition("/")[0]]]:
         found = {
             override(catalog.find("recipes", recipe)(), variant.settings) for variant in sweeping.named_sweep(name, recipe=recipe).variants

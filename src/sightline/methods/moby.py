@@ -30,17 +30,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import Batch, IntArray, LossTerms
-from sightline.data.multicrop import MultiCropTransform
 from sightline.errors import RecipeError
-from sightline.methods.base import Measure, Method
-from sightline.methods.selfpatch import PATCHES_ALONE, to_one
+from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
 from sightline.nn.collectives import gather, mean_over_ranks, with_mean_value, world_size
@@ -253,20 +250,13 @@ class Answer:
     patches: torch.Tensor | None
 
 
-class Moby(Method):
+class Moby(Unlabelled):
     """MoBY, and with ``patch_weight`` our SelfPatch on it: an online branch that learns, and is what is evaluated; keys that follow."""
 
-    chosen_by: ClassVar[Measure] = "last"
-    needs_labels: ClassVar[bool] = False
     queue: torch.Tensor
     queue_start: torch.Tensor
     patch_queue: torch.Tensor
     patch_queue_start: torch.Tensor
-
-    @classmethod
-    def transform(cls, recipe: Any) -> MultiCropTransform:
-        """Return the crops' transform."""
-        return MultiCropTransform(recipe.image, recipe.crops)
 
     def __init__(self, recipe: MobyRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
         super().__init__()
@@ -282,11 +272,7 @@ class Moby(Method):
         self.register_buffer("patch_queue", F.normalize(torch.randn(length, out), dim=1))
         self.register_buffer("patch_queue_start", torch.zeros((), dtype=torch.int64))
         self.online = Branch(encoder, projector, patch_projector)
-        still = replace(recipe.model, drop_path=0.0, weights="random", frozen=())
-        with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
-            followed = Encoder(still, recipe.image)
-        followed.load_state_dict(encoder.state_dict())
-        self.key = Branch(followed, copy.deepcopy(projector), copy.deepcopy(patch_projector)).requires_grad_(False)
+        self.key = Branch(follower_of(encoder), copy.deepcopy(projector), copy.deepcopy(patch_projector)).requires_grad_(False)
         self.watch = Watch(recipe.watch_from, recipe.train.log_every, "a longer queue_length, a higher temperature, ")
 
     def loss(self, batch: Batch, step: int) -> LossTerms:
@@ -355,21 +341,9 @@ class Moby(Method):
             some = gather(torch.stack([of_crop[rows] for of_crop in patches], dim=1)).flatten(0, 1)
             self.patch_queue, self.patch_queue_start = enqueued(self.patch_queue, self.patch_queue_start, some)
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Let the keys follow: every parameter, by the momentum of the step that comes."""
-        keep = to_one(self.recipe.key_momentum, step + 1, self.recipe.train.steps)
-        torch._foreach_lerp_(list(self.key.parameters()), list(self.online.parameters()), 1.0 - keep)
-
-    def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
-        """Return two groups: matrices with weight decay (tables, tokens and positions among them, as in MoBY), biases and vectors without."""
-        learning = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        decayed = [parameter for name, parameter in learning if parameter.ndim > 1 and not name.endswith(".bias")]
-        others = [parameter for name, parameter in learning if parameter.ndim <= 1 or name.endswith(".bias")]
-        return [
-            {"params": decayed, "lr": spec.lr, "weight_decay": spec.weight_decay},
-            {"params": others, "lr": spec.lr, "weight_decay": 0.0},
-        ]
+        follow(self.key, self.online, to_one(self.recipe.key_momentum, step + 1, self.recipe.train.steps))
 
     def encoder(self) -> Encoder:
         """Return the online branch's, which is what the authors evaluate."""

@@ -25,19 +25,16 @@ Departs:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import Batch, IntArray, LossTerms
-from sightline.data.multicrop import MultiCropTransform
 from sightline.errors import RecipeError
-from sightline.methods.base import Measure, Method
+from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
 from sightline.nn.collectives import mean_over_ranks, with_mean_value
@@ -46,9 +43,6 @@ from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead, exact
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 from sightline.sweep import Sweep, Variant, grid
-
-PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", ""))
-"""What SelfPatch's backbone is without: class attention has the class token and the norm."""
 
 WITH_CLASS_TOKEN = (("class_token", "true"), ("final_norm", "true"), ("global_pool", "token"))
 """timm's own values of these, as settings: what DINO's backbone is with."""
@@ -286,11 +280,6 @@ def rising(start: float, end: float, step: int, num_steps: int) -> float:
     return end if step >= num_steps - 1 else start + (end - start) * step / (num_steps - 1)
 
 
-def to_one(start: float, step: int, num_steps: int) -> float:
-    """Return the cosine from ``start`` to 1 over a run."""
-    return 1.0 - 0.5 * (1.0 - start) * (1.0 + math.cos(math.pi * step / max(1, num_steps)))
-
-
 # --- the method -----------------------------------------------------------------------------------------------------------------
 
 
@@ -324,27 +313,19 @@ class Answers:
     patches: tuple[torch.Tensor, ...]
 
 
-class SelfPatch(Method):
+class SelfPatch(Unlabelled):
     """DINO, and with ``patch_weight`` SelfPatch: a student that learns, a teacher that follows and is what is evaluated."""
 
-    chosen_by: ClassVar[Measure] = "last"
-    needs_labels: ClassVar[bool] = False
     center: torch.Tensor
     patch_center: torch.Tensor
     usage: torch.Tensor
-
-    @classmethod
-    def transform(cls, recipe: Any) -> MultiCropTransform:
-        """Return the crops' transform."""
-        return MultiCropTransform(recipe.image, recipe.crops)
 
     def __init__(self, recipe: SelfPatchRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
         super().__init__()
         self.recipe = recipe
         self.student = Branch(encoder, recipe, learn_gains=recipe.learn_gains)
-        still = replace(recipe.model, drop_path=0.0, weights="random", frozen=())
-        with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
-            self.teacher = Branch(Encoder(still, recipe.image), recipe, learn_gains=recipe.learn_gains)
+        with torch.random.fork_rng(devices=[]):  # heads about to be replaced take no random numbers from anybody
+            self.teacher = Branch(follower_of(encoder), recipe, learn_gains=recipe.learn_gains)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         for branch in (self.student, self.teacher):
@@ -443,21 +424,9 @@ class SelfPatch(Method):
                     for parameter in head.last_layer.parameters():
                         parameter.grad = None
 
-    @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Let the teacher follow: every parameter, by a momentum that rises to 1."""
-        keep = to_one(self.recipe.teacher_momentum, step, self.recipe.train.steps)
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1.0 - keep)
-
-    def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
-        """Return two groups: matrices with weight decay (tokens and positions among them, as in DINO), biases and vectors without."""
-        learning = [(name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad]
-        decayed = [parameter for name, parameter in learning if parameter.ndim > 1 and not name.endswith(".bias")]
-        others = [parameter for name, parameter in learning if parameter.ndim <= 1 or name.endswith(".bias")]
-        return [
-            {"params": decayed, "lr": spec.lr, "weight_decay": spec.weight_decay},
-            {"params": others, "lr": spec.lr, "weight_decay": 0.0},
-        ]
+        follow(self.teacher, self.student, to_one(self.recipe.teacher_momentum, step, self.recipe.train.steps))
 
     def encoder(self) -> Encoder:
         """Return the teacher's: it is the better one all along, and what the authors evaluate."""
