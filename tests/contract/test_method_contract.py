@@ -13,6 +13,7 @@ import torch
 from sightline import catalog
 from sightline.contracts import Batch
 from sightline.methods.base import Method
+from sightline.nn.collapse import PATIENCE
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.train.loop import Loop
@@ -35,7 +36,8 @@ def make(name: str) -> tuple[Recipe, Method]:
     if not catalog.find("methods", name.partition("/")[0]).needs_labels:
         has_patches = named.model.pooling == "class_attention"
         args = ",class_token=false,final_norm=false,global_pool=" if has_patches else ""
-        tiny = [setting + args * setting.startswith("backbone_args") for setting in TINY]
+        finer = [setting.replace("patch_size=8", "patch_size=4") for setting in TINY]  # the smaller crops have neighbours then
+        tiny = [setting + args * setting.startswith("backbone_args") for setting in finer]
         batches = [*batches, *UNLABELLED[name.partition("/")[0]]]
     recipe = override(named, [*tiny, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
@@ -57,6 +59,13 @@ def test_a_recipe_carries_its_own_name_and_replays(name: str) -> None:
     recipe, _ = make(name)
     assert recipe.name == name.split()[0]
     assert recipe_hash(from_plain(type(recipe), to_plain(recipe))) == recipe_hash(recipe)
+
+
+def test_a_collapse_could_end_the_run_before_it_is_over() -> None:
+    for name in catalog.names("recipes"):
+        recipe = catalog.find("recipes", name)()
+        if hasattr(recipe, "watch_from"):
+            assert recipe.watch_from + (PATIENCE + 1) * recipe.train.log_every <= recipe.train.steps / 2, name
 
 
 def test_groups_hold_every_learning_parameter_once(name: str) -> None:

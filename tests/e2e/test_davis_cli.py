@@ -59,3 +59,25 @@ def test_what_is_missing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         said = capsys.readouterr().err
         assert expected in said
         assert said.count("\n") == 1
+
+
+def test_a_sweep_without_labels_is_measured_by_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, flat, out = make(tmp_path / "DAVIS"), tmp_path / "flat", tmp_path / "sweep"
+    flat.mkdir()
+    for path in (root / "JPEGImages").rglob("*.jpg"):
+        (flat / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
+    tiny = [*["image_px=32", "crop_px=32,16", "num_crops=2,1", "steps=1", "images_per_batch=4", "head_hidden=8", "head_bottleneck=4", "workers=0"],
+            "backbone_args.depth=1", "backbone_args.embed_dim=16", "backbone_args.num_heads=2"]  # fmt: skip
+    asked = ["sweep", "selfpatch/tiny", "--grid", "patch_weight=0,0.1", "--data", str(flat), "--out", str(out), "--set", *tiny]
+    asked += ["--device", "cpu", "--json"]
+    assert main(asked) == 2
+    assert "has no labels to measure the runs by: name labelled data with --measure-on" in capsys.readouterr().err
+    assert not out.exists()  # nothing was trained for that
+    assert main([*asked, "--protocol", "davis,short_px=64,contxt=2", "--measure-on", str(root)]) == 2
+    assert "did you mean 'context'" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*asked, "--protocol", "davis,short_px=64,context=2", "--measure-on", str(root)]) == 0
+    rows = json.loads(capsys.readouterr().out)["table"]
+    assert [0.4 < row["metrics"]["j&f"]["mean"] <= 1 for row in rows] == [True, True]
+    assert main([*asked, "--protocol", "davis,short_px=64", "--measure-on", str(root)]) == 2
+    assert "was made with other settings or data" in capsys.readouterr().err

@@ -242,7 +242,9 @@ def test_a_full_checkpoint_of_theirs_goes_on_where_they_stopped(kind: str, namin
     held = {"student": weights(ours.student), "teacher": weights(ours.teacher), "dino_loss": centers, "epoch": 1}
     torch.save(held, tmp_path / "full.pth")
     recipe = replace(ours.recipe, start_from=str(tmp_path / "full.pth"))
-    loaded = SelfPatch(recipe, encoder(kind)).double().train()
+    loaded = SelfPatch(recipe, encoder(kind)).train()
+    loaded.begin()
+    loaded.double()
     crops = [made(f"epoch 0 crop {crop}", 2, 3, px, px) for crop, px in enumerate((224, 224, 96, 96, 96))]
     batch = Batch.of_crops((torch.stack(crops[:2]), torch.stack(crops[2:])), torch.zeros(2, dtype=torch.int64), torch.arange(2))
     assert loaded.loss(batch, 0).total.item() == pytest.approx(golden["loss"], rel=1e-5)
@@ -252,7 +254,7 @@ def test_a_checkpoint_of_other_heads_says_so(tmp_path: Path) -> None:
     ours = method("dino")
     torch.save({"student": {}, "teacher": {}}, tmp_path / "empty.pth")
     with pytest.raises(ModelError, match="is another network"):
-        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "empty.pth")), encoder("dino"))
+        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "empty.pth")), encoder("dino")).begin()
     torch.save({"model": {}}, tmp_path / "backbone.pth")
     with pytest.raises(ModelError, match="no full checkpoint"):
-        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "backbone.pth")), encoder("dino"))
+        SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "backbone.pth")), encoder("dino")).begin()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError, RecipeError, TrainingError
-from sightline.methods.selfpatch import SelfPatch, dino_small, image_loss, rising, small
+from sightline.methods.selfpatch import SelfPatch, image_loss, rising, small
 from sightline.methods.unlabelled import to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.collapse import PATIENCE, Watch, effective_rank, spread
@@ -34,11 +34,12 @@ def made(recipe=None, *settings: str) -> SelfPatch:
     return SelfPatch(recipe, Encoder(recipe.model, recipe.image)).train()
 
 
+LABELS = torch.zeros(4, dtype=torch.int64), torch.arange(4)
+
+
 def batch(seed: int = 0) -> Batch:
     random = torch.Generator().manual_seed(seed)
-    return Batch.of_crops(
-        tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (32, 16)), torch.zeros(4, dtype=torch.int64), torch.arange(4)
-    )
+    return Batch.of_crops(tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (32, 16)), *LABELS)
 
 
 def test_a_corner_has_three_neighbours_and_none_beyond_the_border() -> None:
@@ -88,20 +89,50 @@ def test_the_image_loss_is_the_mean_over_all_pairs_of_two_crops() -> None:
     torch.testing.assert_close(image_loss(student, answers), torch.stack(pairs).mean())
 
 
-def test_without_patches_the_step_is_dinos_bit_for_bit() -> None:
-    plain, none = made(dino_small()), made(small(), "patch_weight=0", "pooling=cls")
-    assert plain.student.patch_head is None
-    for method in (plain, none):
-        optimizer = torch.optim.AdamW(method.parameter_groups(method.recipe.train))
-        for step in range(2):
-            total = method.loss(batch(step), step).total
-            optimizer.zero_grad()
-            total.backward()
-            method.before_step(step)
-            optimizer.step()
-            method.after_step(step)
-    for (name, one), other in zip(plain.state_dict().items(), none.state_dict().values(), strict=True):
-        assert torch.equal(one, other), name
+@pytest.mark.parametrize("pooling", ["cls", "class_attention"])
+def test_without_patches_a_run_is_dinos_written_out_plainly(pooling: str) -> None:
+    method = made(small(), "patch_weight=0", f"pooling={pooling}", "steps=4", "teacher_momentum=0.9").double()
+    student, teacher = (copy.deepcopy(branch) for branch in (method.student, method.teacher))
+    center, losses = torch.zeros(8, dtype=torch.float64), []
+    optimizer, plain = torch.optim.SGD(method.student.parameters(), lr=0.1), torch.optim.SGD(student.parameters(), lr=0.1)
+    for step in range(3):
+        crops = [crop for group in batch(step).crops for crop in group.double()]
+        with torch.no_grad():
+            taught = [teacher.image_head(teacher.encoder.pool_tokens(teacher.encoder.tokens(crop))) for crop in crops[:2]]
+        said = [student.image_head(student.encoder.pool_tokens(student.encoder.tokens(crop))) for crop in crops]
+        pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
+        loss = torch.stack([F.cross_entropy(said[s] / 0.1, ((taught[t] - center) / 0.04).softmax(dim=1)) for t, s in pairs]).mean()
+        plain.zero_grad()
+        loss.backward()
+        plain.step()
+        center = 0.9 * center + 0.1 * torch.cat(taught).mean(dim=0)
+        keep = to_one(0.9, step, 4)
+        with torch.no_grad():
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+                slow.copy_(keep * slow + (1 - keep) * fast)
+        total = method.loss(Batch.of_crops(tuple(group.double() for group in batch(step).crops), *LABELS), step).total
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        method.after_step(step)
+        losses.append((total.item(), loss.item()))
+    assert losses[0][0] != losses[1][0]
+    for ours, dinos in losses:
+        assert ours == pytest.approx(dinos, rel=1e-12)
+    torch.testing.assert_close(method.center, center, rtol=1e-9, atol=1e-12)
+    for ours, dinos in zip(method.teacher.parameters(), teacher.parameters(), strict=True):
+        torch.testing.assert_close(ours, dinos, rtol=1e-6, atol=1e-9)
+
+
+def test_without_patches_the_teacher_sees_the_global_crops_alone() -> None:
+    seen: dict[float, list[int]] = {}
+    for weight in (0.0, 0.1):
+        method = made(small(), f"patch_weight={weight}")
+        method.teacher.encoder.backbone.register_forward_pre_hook(
+            lambda _, images, weight=weight: seen.setdefault(weight, []).append(images[0].shape[-1])
+        )
+        method.loss(batch(), 0)
+    assert seen == {0.0: [32], 0.1: [32, 16]}
 
 
 def test_the_patch_term_leaves_the_image_term_as_it_was() -> None:
@@ -164,16 +195,18 @@ def test_spread_and_rank_tell_a_collapse() -> None:
 
 def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> None:
     watch, same, apart = Watch(5, 10), torch.ones(8, 4), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
-    for _ in range(20):
-        watch.look(same, 4)  # before the first step that counts
-    for _ in range(PATIENCE - 1):
-        watch.look(same, 5)
+    for step in range(5):
+        watch.look(same, step)  # before the first step that counts
+    for step in range(5, 5 + PATIENCE - 1):
+        for _ in range(3):  # several batches of one step count once
+            watch.look(same, step)
+    assert watch.found == PATIENCE - 1
     resumed = Watch(5, 10)
     resumed.load_state_dict(watch.state_dict())
-    watch.look(apart, 6)
+    watch.look(apart, 14)
     assert watch.found == 0
-    with pytest.raises(TrainingError, match="collapsed at step 9: all images get nearly the same features"):
-        resumed.look(same, 8)
+    with pytest.raises(TrainingError, match="collapsed at step 15: all images get nearly the same features"):
+        resumed.look(same, 14)
 
 
 def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
@@ -192,11 +225,43 @@ def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
         (["window=4"], "window is an odd number"),
         (["pooling=mean"], "patches learn through class attention"),
         (["teacher_temp=0"], "temperatures must be positive"),
+        (["head_hidden=0"], "must be positive"),
+        (["teacher_temp_steps=-1"], "not negative"),
+        (["images_per_batch=1"], "two or more a batch"),
+        (["flip=0"], "crops are varied by settings of their own"),
+        (["layer_decay=0.5"], "all layers learn at one rate"),
     ],
 )
 def test_settings_that_cannot_be_say_so(settings: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         override(small(), [*TINY, *settings])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["crop_px=32,18"], "crops of 18 px are no multiple"),
+        (["crop_px=32,8"], "has 1 x 1 patches of 8 px, alone, without neighbours"),
+        (["wrap=torus"], "a crop of 16 px has 2 x 2 patches of 8 px, smaller than the window, take wrap=clip"),
+    ],
+)
+def test_crops_that_do_not_fit_are_refused_before_a_run_is_opened(settings: list[str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        made(small(), *settings)
+    if "crop_px=32,8" in settings:
+        made(small(), *settings, "patch_weight=0")  # whole images have no neighbours
+
+
+def test_a_projection_is_of_the_image_alone() -> None:
+    method = made(small(), "projection=6")
+    assert torch.isfinite(method.loss(batch(), 0).total)
+    assert method.encoder().embed_batch(batch().crops[0][0]).shape == (4, 6)
+
+
+def test_a_run_that_goes_on_needs_no_file_to_start_from() -> None:
+    method = made(small(), "start_from=gone.pth")
+    with pytest.raises(ModelError, match=r"gone\.pth"):
+        method.begin()
 
 
 def test_one_crop_teaches_nothing() -> None:

@@ -77,6 +77,8 @@ def sweep(
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value for every run; one or more")] = None,
     recipe: Annotated[str, typer.Option(help="the recipe that a named sweep is to go over")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds to train each variant with")] = 1,
+    protocol: Annotated[str, typer.Option(help="how the runs are measured: what evaluate takes as --protocol, such as davis")] = "auto",
+    measure_on: Annotated[Path | None, typer.Option(help="other data to measure the runs on than --data")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="what the figures show; may be repeated (default: recall@1 and map@r)")] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -89,7 +91,17 @@ def sweep(
 
     plan = sweeping.named_sweep(name, grid or (), recipe)
     swept = sweeping.sweep(
-        plan, data, out, settings=setting or (), num_seeds=seeds, metrics=metric or (), device=device, command=command_line(), say=note
+        plan,
+        data,
+        out,
+        settings=setting or (),
+        num_seeds=seeds,
+        metrics=metric or (),
+        protocol=protocol,
+        measure_on=measure_on,
+        device=device,
+        command=command_line(),
+        say=note,
     )
     _tell_sweep(swept, as_json)
     if swept.stopped_by:

@@ -1,4 +1,4 @@
-"""The contract between a method and the one training loop: four verbs, and one before the optimiser's step."""
+"""The contract between a method and the one training loop: four verbs, and two that most leave alone: what a run begins with, and before the optimiser's step."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class Method(nn.Module, ABC):
     def transform(cls, recipe: Any) -> Transform | CropTransform:
         """Return how a training image becomes pixels."""
         return train_transform(recipe.augment, recipe.image)
+
+    def begin(self) -> None:
+        """Load what a run starts from beside its backbone's weights; a run that goes on has all that in its checkpoint."""
 
     @abstractmethod
     def loss(self, batch: Batch, step: int) -> LossTerms:

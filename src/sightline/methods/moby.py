@@ -37,7 +37,7 @@ from torch import nn
 
 from sightline.contracts import Batch, IntArray, LossTerms
 from sightline.errors import RecipeError
-from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, to_one
+from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
 from sightline.nn.collectives import gather, mean_over_ranks, with_mean_value, world_size
@@ -73,10 +73,7 @@ class MobyRecipe(Recipe):
     watch_from: int = 500  # step from which a collapse ends the run
 
     def __post_init__(self) -> None:
-        if self.data.images_per_batch < 2:
-            raise RecipeError(
-                "learning without labels takes shuffled passes over all images, two or more a batch: set images_per_batch, such as 64"
-            )
+        require_for_crops(self)
         if self.crops.num_crops != (2,):
             raise RecipeError(
                 "MoBY sees two crops of one size: set one value each, such as num_crops=2 crop_px=224 crop_min_area=0.08 crop_max_area=1"
@@ -99,6 +96,8 @@ class MobyRecipe(Recipe):
             raise RecipeError(
                 "projector_hidden, projector_out, queue_length, patch_queue_length, patch_keys and num_neighbours must be positive"
             )
+        if self.watch_from < 0:
+            raise RecipeError("watch_from is a step, not negative")
         if self.window < 3 or self.window % 2 == 0:
             raise RecipeError("window is an odd number of patches from 3 on: the patch lies in its middle")
         if self.patch_weight and self.model.pooling != "class_attention":
@@ -261,6 +260,7 @@ class Moby(Unlabelled):
     def __init__(self, recipe: MobyRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
         super().__init__()
         self.recipe = recipe
+        require_grids(encoder, recipe.crops.crop_px, *((recipe.window, recipe.wrap) if recipe.patch_weight else ()))
         hidden, out = recipe.projector_hidden, recipe.projector_out
         projector, self.predictor = contrast_mlp(encoder.width, hidden, out), contrast_mlp(out, hidden, out)
         self.register_buffer("queue", F.normalize(torch.randn(2, recipe.queue_length, out), dim=2))

@@ -32,9 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.contracts import Batch, IntArray, LossTerms
+from sightline.contracts import Batch, IntArray, LossTerms, Tokens
 from sightline.errors import RecipeError
-from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, to_one
+from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
 from sightline.nn.collapse import Watch
 from sightline.nn.collectives import mean_over_ranks, with_mean_value
@@ -78,8 +78,7 @@ class SelfPatchRecipe(Recipe):
     watch_from: int = 500  # step from which a collapse ends the run
 
     def __post_init__(self) -> None:
-        if not self.data.images_per_batch:
-            raise RecipeError("learning without labels takes shuffled passes over all images: set images_per_batch, such as 64")
+        require_for_crops(self)
         if self.crops.crop_px[0] != self.image.image_px:
             raise RecipeError(
                 f"the global crops are what the network is made for: set crop_px={self.image.image_px},... or image_px={self.crops.crop_px[0]}"
@@ -90,6 +89,12 @@ class SelfPatchRecipe(Recipe):
             raise RecipeError("temperatures must be positive, center_momentum is in [0, 1]")
         if not (0 <= self.teacher_momentum <= 1 and self.patch_weight >= 0 and self.num_neighbours > 0):
             raise RecipeError("teacher_momentum is in [0, 1], patch_weight is not negative, num_neighbours is positive")
+        sizes = (self.num_prototypes, self.num_patch_prototypes, self.head_hidden, self.head_bottleneck)
+        if min(sizes) <= 0 or min(self.freeze_last_steps, self.teacher_temp_steps, self.watch_from) < 0:
+            raise RecipeError(
+                "num_prototypes, num_patch_prototypes, head_hidden and head_bottleneck must be positive, "
+                "freeze_last_steps, teacher_temp_steps and watch_from not negative"
+            )
         if self.window < 3 or self.window % 2 == 0:
             raise RecipeError("window is an odd number of patches from 3 on: the patch lies in its middle")
         if self.patch_weight and self.model.pooling != "class_attention":
@@ -201,6 +206,7 @@ def tiny() -> SelfPatchRecipe:
         name="selfpatch/tiny",
         num_prototypes=256,
         num_patch_prototypes=128,
+        watch_from=100,
         freeze_last_steps=20,
         teacher_momentum=0.98,
         data=DataSpec(images_per_batch=32),
@@ -289,9 +295,9 @@ class Branch(nn.Module):
     def __init__(self, encoder: Encoder, recipe: SelfPatchRecipe, *, learn_gains: bool) -> None:
         super().__init__()
 
-        def head(num: int) -> PrototypeHead:
+        def head(width: int, num: int) -> PrototypeHead:
             return PrototypeHead(
-                encoder.width,
+                width,
                 num,
                 hidden=recipe.head_hidden,
                 bottleneck=recipe.head_bottleneck,
@@ -300,8 +306,8 @@ class Branch(nn.Module):
             )
 
         self.encoder = encoder
-        self.image_head = head(recipe.num_prototypes)
-        self.patch_head = head(recipe.num_patch_prototypes) if recipe.patch_weight else None
+        self.image_head = head(encoder.width, recipe.num_prototypes)
+        self.patch_head = head(encoder.backbone.width, recipe.num_patch_prototypes) if recipe.patch_weight else None
 
 
 @dataclass(frozen=True)
@@ -323,6 +329,7 @@ class SelfPatch(Unlabelled):
     def __init__(self, recipe: SelfPatchRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
         super().__init__()
         self.recipe = recipe
+        require_grids(encoder, recipe.crops.crop_px, *((recipe.window, recipe.wrap) if recipe.patch_weight else ()))
         self.student = Branch(encoder, recipe, learn_gains=recipe.learn_gains)
         with torch.random.fork_rng(devices=[]):  # heads about to be replaced take no random numbers from anybody
             self.teacher = Branch(follower_of(encoder), recipe, learn_gains=recipe.learn_gains)
@@ -332,10 +339,18 @@ class SelfPatch(Unlabelled):
             branch.encoder.backbone.take_any_size()
         self.register_buffer("center", torch.zeros(recipe.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(recipe.num_patch_prototypes if recipe.patch_weight else 0))
-        if recipe.start_from:
-            load_dino(Path(recipe.start_from), self.student, self.teacher, {"center": self.center, "patch_center": self.patch_center})
         self.register_buffer("usage", torch.full((recipe.num_prototypes,), 1.0 / recipe.num_prototypes))
         self.watch = Watch(recipe.watch_from, recipe.train.log_every)
+
+    def begin(self) -> None:
+        """Take student, teacher, heads and centres of ``start_from``, where the recipe names it.
+
+        Raises:
+            ModelError: the file cannot be read, or is of another model.
+        """
+        if self.recipe.start_from:
+            buffers = {"center": self.center, "patch_center": self.patch_center}
+            load_dino(Path(self.recipe.start_from), self.student, self.teacher, buffers)
 
     def loss(self, batch: Batch, step: int) -> LossTerms:
         """Return equation 1, and with ``patch_weight`` equation 2; the centres then take the teacher's answers in."""
@@ -369,22 +384,23 @@ class SelfPatch(Unlabelled):
             pooling = branch.encoder.class_attention
             if branch.patch_head is None or not isinstance(pooling, ClassAttention):
                 pooled = branch.encoder.pool_tokens(tokens)
-            elif around:
-                recipe = self.recipe
-                chosen = closest_neighbours(tokens.patches, tokens.grid, size=recipe.window, num=recipe.num_neighbours, wrap=recipe.wrap)
-                if recipe.aggregate:
-                    pooled, summaries = pooling.with_neighbours(tokens.patches, chosen)
-                else:
-                    pooled, summaries = pooling(tokens.patches), pooling.mean_of_neighbours(tokens.patches, chosen)
-                patches.append(summaries.flatten(0, 1))
             else:
-                pooled = pooling(tokens.patches)
-                patches.append(pooling.norm(tokens.patches).flatten(0, 1))
+                asked = self._around(pooling, tokens) if around else (pooling(tokens.patches), pooling.norm(tokens.patches))
+                pooled = branch.encoder.projection(branch.encoder.backbone.norm_pooled(asked[0]))
+                patches.append(asked[1].flatten(0, 1))
             features.append(pooled.unflatten(0, group.shape[:2]))
             sizes.append(len(patches[-1]) if patches else 0)
         pooled = torch.cat(features)  # [V, B, D]
         said = branch.patch_head(torch.cat(patches), temperature).split(sizes) if branch.patch_head is not None else ()
         return Answers(pooled, branch.image_head(pooled, temperature), tuple(said))
+
+    def _around(self, pooling: ClassAttention, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images' vectors ``[B, D]`` and a summary of each patch's closest neighbours ``[B, N, D]``."""
+        recipe, patches = self.recipe, tokens.patches
+        chosen = closest_neighbours(patches, tokens.grid, size=recipe.window, num=recipe.num_neighbours, wrap=recipe.wrap)
+        if recipe.aggregate:
+            return pooling.with_neighbours(patches, chosen)
+        return pooling(patches), pooling.mean_of_neighbours(patches, chosen)
 
     def _patch_loss(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], temperature: float) -> torch.Tensor:
         """Return equation 2: every crop weighs the same, whatever its number of patches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from sightline.data.multicrop import MultiCropTransform
+from sightline.errors import ModelError, RecipeError
 from sightline.methods.base import Measure, Method
+from sightline.nn.class_attention import Wrap
 from sightline.nn.encoder import Encoder
-from sightline.recipe import TrainSpec
+from sightline.recipe import AugmentSpec, Recipe, TrainSpec
 
 PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", ""))
 """What the backbone of patches that learn is without: class attention has the class token and the norm."""
@@ -38,6 +41,40 @@ class Unlabelled(Method):
             {"params": decayed, "lr": spec.lr, "weight_decay": spec.weight_decay},
             {"params": others, "lr": spec.lr, "weight_decay": 0.0},
         ]
+
+
+def require_for_crops(recipe: Recipe) -> None:
+    """Refuse the settings that nothing here would heed.
+
+    Raises:
+        RecipeError: batches of fewer than two images, ``augment``, or a learning rate that differs by layer.
+    """
+    if recipe.data.images_per_batch < 2:
+        raise RecipeError(
+            "learning without labels takes shuffled passes over all images, two or more a batch: set images_per_batch, such as 64"
+        )
+    if recipe.augment != AugmentSpec():
+        raise RecipeError(
+            "crops are varied by settings of their own: set crop_flip, crop_jitter, crop_min_area and the like, not those of augment"
+        )
+    if recipe.train.layer_decay != 1:
+        raise RecipeError("layer_decay is for weights that have learnt already: without labels all layers learn at one rate")
+
+
+def require_grids(encoder: Encoder, crop_px: Iterable[int], window: int = 0, wrap: Wrap = "clip") -> None:
+    """Hold crops to whole patches and, with a ``window`` of neighbours, to grids that have some.
+
+    Raises:
+        ModelError: a size of crops that does not fit.
+    """
+    multiple = encoder.backbone.multiple_px
+    for side_px in crop_px:
+        if side_px % multiple:
+            raise ModelError(f"{encoder.model.backbone} cuts patches of {multiple} px: crops of {side_px} px are no multiple, set crop_px")
+        grid = side_px // multiple
+        if window and (grid < 2 or (wrap == "torus" and grid < window)):
+            what = "smaller than the window, take wrap=clip or" if grid > 1 else "alone, without neighbours:"
+            raise ModelError(f"a crop of {side_px} px has {grid} x {grid} patches of {multiple} px, {what} larger crop_px")
 
 
 def follower_of(encoder: Encoder) -> Encoder:

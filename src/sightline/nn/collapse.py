@@ -19,7 +19,7 @@ LOWEST_INFORMATION = 1e-3
 """Nats that a teacher's answer tells of which image it saw, below which all images get one answer."""
 
 PATIENCE = 10
-"""Looks in a row that must find a collapse: a step's batch may be alike by chance."""
+"""Steps looked at in a row that must find a collapse: a step's batch may be alike by chance."""
 
 
 def spread(vectors: torch.Tensor) -> torch.Tensor:
@@ -56,6 +56,7 @@ class Watch(nn.Module):
         """``settings``: what of the method's own may help, beside its rate, batch and crops; each followed by a comma."""
         super().__init__()
         self.first_step, self.every, self.settings = first_step, every, settings
+        self.last_step = -1  # a step of several batches is looked at in each, and counts once
         self.register_buffer("found", torch.zeros((), dtype=torch.int64))
 
     def is_due(self, step: int) -> bool:
@@ -73,7 +74,9 @@ class Watch(nn.Module):
         told = {"feature_rank": effective_rank(everyones), "feature_spread": spread(everyones)}
         same = told["feature_spread"] < LOWEST_SPREAD
         silent = information is not None and bool(information < LOWEST_INFORMATION)
-        self.found = self.found + 1 if step >= self.first_step and (bool(same) or silent) else torch.zeros_like(self.found)
+        collapsed = step >= self.first_step and (bool(same) or silent)
+        self.found = self.found + int(step != self.last_step) if collapsed else torch.zeros_like(self.found)
+        self.last_step = step
         if self.found >= PATIENCE:
             what = (
                 f"all images get nearly the same features (spread {float(told['feature_spread']):.3f}, below {LOWEST_SPREAD})"

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from sightline import catalog, runtime
+from sightline.data.images import BadFiles
 from sightline.errors import TrainingError, UsageError, explain_os_error, nearest
 from sightline.evaluate import sweep_report
+from sightline.evaluate.dense import parse
 from sightline.evaluate.sweep_report import Result
-from sightline.methods.base import Measure
+from sightline.methods.base import Method
 from sightline.nn import model_folder
 from sightline.recipe import Recipe, full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
-from sightline.workflows import classifying, measuring, training
+from sightline.workflows import classifying, dense, measuring, training
+from sightline.workflows.common import read_data
 
-USUAL_METRICS = ("recall@1", "map@r", "accuracy@1")
+USUAL_METRICS = ("recall@1", "map@r", "accuracy@1", "j&f", "miou")
 RESULT = "result.json"
 """In a run's folder: what it was measured to be, or why training gave up; with it the run is done."""
 
@@ -48,6 +51,44 @@ class Swept:
         """Return plain data: ``table`` by variant, and how far the sweep has come."""
         about = {"out": str(self.folder), "recipe": self.sweep.recipe, "runs_done": len(self.results), "runs": self.num_planned}
         return {**about, "stopped_by": self.stopped_by, "table": sweep_report.plain(self.rows)}
+
+
+@dataclass(frozen=True)
+class _Ruler:
+    """What the runs are measured by, and on: a protocol (auto is what ``evaluate`` takes by itself) and another data set than theirs, or theirs."""
+
+    protocol: str = "auto"
+    data: str | Path | None = None
+
+    def require(self, recipe: Recipe, trained_on: str | Path) -> None:
+        """Refuse what could not be measured, before the first run is trained.
+
+        Raises:
+            UsageError: the protocol is unknown, or asks for labels or a split that the data lack.
+        """
+        if dense.is_dense(self.protocol):
+            parse(self.protocol)
+            return
+        spec, data = recipe.data, self.data or trained_on
+        if self.protocol == "auto" and _classifies(recipe):
+            classifying.require_split(data, dataset=spec.dataset, verify=spec.verify)
+        elif self.protocol == "auto" and not _method(recipe).needs_labels:
+            if read_data(data, BadFiles(), dataset=spec.dataset, verify=spec.verify).labels is not None:
+                return
+            raise UsageError(
+                f"'{data}' has no labels to measure the runs by: name labelled data with --measure-on, or a dense protocol with its data, "
+                "such as --protocol davis --measure-on DAVIS"
+            )
+
+    def measure(self, run: _Run, trained_on: str | Path, device: str) -> dict[str, Any]:
+        """Return what was found, as plain data."""
+        model, data, spec = str(run.folder), self.data or trained_on, run.recipe.data
+        if dense.is_dense(self.protocol):
+            return dense.measure_dense(model, data, self.protocol, device=device).to_json()
+        how: dict[str, Any] = {"dataset": "auto" if self.data else spec.dataset, "verify": spec.verify, "device": device}
+        if self.protocol == classifying.PROTOCOL or (self.protocol == "auto" and _classifies(run.recipe)):
+            return classifying.classify(model, data, **how).to_json()
+        return measuring.evaluate(model, data, protocol=self.protocol, **how).to_json()
 
 
 @dataclass(frozen=True)
@@ -86,6 +127,8 @@ def sweep(
     settings: Sequence[str] = (),
     num_seeds: int = 1,
     metrics: Sequence[str] = (),
+    protocol: str = "auto",
+    measure_on: str | Path | None = None,
     device: str = "auto",
     command: str = "",
     say: Callable[[str], None] = lambda text: None,
@@ -93,7 +136,8 @@ def sweep(
     """Train and measure every variant of ``plan`` under seeds 0 to ``num_seeds`` - 1 into run folders of ``out``; finished runs are kept.
 
     ``settings`` hold for all variants. A run is measured as ``measuring.evaluate`` does by itself: on the test split, else on classes that
-    training did not learn from; one of classification by its accuracy, on the test split, else val. One whose numbers diverge is noted and
+    training did not learn from; one of classification by its accuracy, on the test split, else val. ``protocol`` names another measure,
+    ``measure_on`` other data than that of the training. One whose numbers diverge is noted and
     the sweep goes on. The table (``sweep.json``, ``sweep.csv``, ``sweep.md``) and the page (``index.html``, with figures of ``metrics``) are
     written after every run. ``say`` is told of each run.
 
@@ -102,10 +146,9 @@ def sweep(
     """
     if runtime.ranks().world_size > 1:
         raise UsageError("a sweep trains in one process: start it without torchrun, on a device of its own with --device cuda:1")
-    runs = _planned(plan, settings, num_seeds, Path(out))
-    if _classifies(runs[0].recipe):
-        classifying.require_split(data, dataset=runs[0].recipe.data.dataset, verify=runs[0].recipe.data.verify)
-    kept = [_kept(run, data) for run in runs]
+    runs, ruler = _planned(plan, settings, num_seeds, Path(out)), _Ruler(protocol, measure_on)
+    ruler.require(runs[0].recipe, data)
+    kept = [_kept(run, data, ruler) for run in runs]
     waiting, times_s = kept.count(None), list[float]()
     results = [result for result in kept if result is not None]
     swept = Swept(Path(out), plan, tuple(results), len(runs))
@@ -115,15 +158,15 @@ def sweep(
         left = f", about {_minutes(waiting * sum(times_s) / len(times_s))} left" if times_s else ""
         say(f"run {number} of {len(runs)}: {run.variant.label}, seed {run.seed}{left}")
         started = time.perf_counter()
-        found = _train_and_measure(run, data, device, command)
+        found = _train_and_measure(run, data, ruler, device, command)
         if isinstance(found, str):
             return Swept(Path(out), plan, tuple(results), len(runs), stopped_by=found)
         results.append(found)
         times_s.append(time.perf_counter() - started)
         waiting -= 1
         swept = Swept(Path(out), plan, tuple(results), len(runs))
-        _write(swept, data, settings, metrics, command)
-    _write(swept, data, settings, metrics, command)
+        _write(swept, data, ruler, settings, metrics, command)
+    _write(swept, data, ruler, settings, metrics, command)
     return swept
 
 
@@ -142,19 +185,24 @@ def _planned(plan: Sweep, settings: Sequence[str], num_seeds: int, out: Path) ->
     return runs
 
 
+def _method(recipe: Recipe) -> type[Method]:
+    found: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
+    return found
+
+
 def _classifies(recipe: Recipe) -> bool:
-    chosen_by: Measure = catalog.find("methods", recipe.name.partition("/")[0]).chosen_by
-    return chosen_by == "accuracy@1"
+    return _method(recipe).chosen_by == "accuracy@1"
 
 
-def _kept(run: _Run, data: str | Path) -> Result | None:
+def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:
     """Return what an earlier sweep found for this run, or None where it is still to be done."""
     file = run.folder / RESULT
     if not file.exists():
         return None
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
-        same = (plain["recipe_hash"], plain["data"]) == (recipe_hash(run.recipe), str(data))
+        made = {name: plain.get(name, default) for name, default in (("trained_on", plain["data"]), ("asked", "auto"))}
+        same = {"recipe_hash": plain["recipe_hash"], "data": plain["data"], **made} == _about(run, data, ruler)
         result = Result(run.variant, run.seed, plain["metrics"], plain["diverged"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"'{file}' cannot be read ({error}): delete '{run.folder}' to make this run again") from error
@@ -163,16 +211,20 @@ def _kept(run: _Run, data: str | Path) -> Result | None:
     return result
 
 
-def _train_and_measure(run: _Run, data: str | Path, device: str, command: str) -> Result | str:
+def _about(run: _Run, data: str | Path, ruler: _Ruler) -> dict[str, Any]:
+    """Return what a result has to share with a run to be its own."""
+    measured_on = str(ruler.data or data)
+    return {"recipe_hash": recipe_hash(run.recipe), "trained_on": str(data), "asked": ruler.protocol, "data": measured_on}
+
+
+def _train_and_measure(run: _Run, data: str | Path, ruler: _Ruler, device: str, command: str) -> Result | str:
     """Return what was found, or the signal that stopped the training; a run that was broken off goes on where it stood."""
-    spec = run.recipe.data
-    about: dict[str, Any] = {"recipe_hash": recipe_hash(run.recipe), "data": str(data)}
+    about = _about(run, data, ruler)
     try:
         trained = training.train(run.recipe, data, run.folder, device=device, resume=True, command=command)
         if trained.progress.stopped_by:
             return trained.progress.stopped_by
-        measure = classifying.classify if _classifies(run.recipe) else measuring.evaluate
-        found = measure(str(run.folder), data, dataset=spec.dataset, verify=spec.verify, device=device).to_json()
+        found = ruler.measure(run, data, device)
         metrics = {name: value for name, value in found["metrics"].items() if value is not None}
         result = Result(run.variant, run.seed, metrics)
         about |= {**found, "metrics": metrics, "diverged": ""}
@@ -187,7 +239,7 @@ def _train_and_measure(run: _Run, data: str | Path, device: str, command: str) -
     return result
 
 
-def _write(swept: Swept, data: str | Path, settings: Sequence[str], metrics: Sequence[str], command: str) -> None:
+def _write(swept: Swept, data: str | Path, ruler: _Ruler, settings: Sequence[str], metrics: Sequence[str], command: str) -> None:
     """Write the table and the page; nothing where no run has been measured yet."""
     known = sweep_report.metric_names(swept.rows)
     for name in metrics:
@@ -196,6 +248,7 @@ def _write(swept: Swept, data: str | Path, settings: Sequence[str], metrics: Seq
     drawn = [name for name in metrics or USUAL_METRICS if name in known] or known[:1]
     facts = [
         ("data", str(data)),
+        ("measured by", f"{ruler.protocol} on {ruler.data or data}"),
         ("recipe", " ".join([swept.sweep.recipe, *settings])),
         ("runs", f"{len(swept.results)} of {swept.num_planned}"),
     ]

@@ -108,6 +108,8 @@ def train(
         if recipe.model != bare:
             require_head(encoder, recipe.model, learning)
         method: Method = kind(recipe, encoder, labels=labels)
+        if not goes_on:
+            method.begin()
         if isinstance(encoder.classifier, Classifier):
             encoder.classifier.class_names = tuple(_present(learning))
         if ranks.is_main:
