@@ -59,3 +59,20 @@ def test_what_is_missing_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         said = capsys.readouterr().err
         assert expected in said
         assert said.count("\n") == 1
+
+
+def test_the_split_of_the_command_is_the_list_and_the_rest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", MODEL, "--device", "cpu", "--data", str(make(tmp_path))]
+    (tmp_path / "ImageSets/2016/mine.txt").write_text("still\n")
+    assert main([*asked, "--protocol", "davis,short_px=64", "--split", "mine", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["protocol"], answer["counts"]["sequences"], answer["settings"]["split"]) == ("davis 2016 mine 480p", 1, "mine")
+    for protocol, options, expected in (
+        ("davis", ["--split", "test"], "has no ImageSets/2017 or 2016/test.txt"),
+        ("davis,split=mine", ["--split", "val"], "--protocol davis,split=mine leaves nothing for --split to say: leave it out"),
+        ("davis", ["--dataset", "cub", "--no-verify"], "leaves nothing for --dataset and --no-verify to say: leave them out"),
+    ):
+        assert main([*asked, "--protocol", protocol, *options]) == 2
+        said = capsys.readouterr().err
+        assert expected in said
+        assert said.count("\n") == 1
