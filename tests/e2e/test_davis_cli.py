@@ -35,7 +35,7 @@ def test_a_video_is_followed_and_told(tmp_path: Path, capsys: pytest.CaptureFixt
     protocol = f"davis,short_px=64,context=2,masks={tmp_path / 'masks'}"
     assert main(["evaluate", MODEL, "--data", str(root), "--protocol", protocol, "--report", str(page), "--device", "cpu", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["protocol"] == "davis 2016 val 480p"
+    assert answer["protocol"] == "davis 2016 val 480p (2 sequences, not 20)"
     assert answer["counts"] == {"sequences": 2, "objects": 2, "frames": 8}
     assert list(answer["metrics"]) == ["j&f", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay"]
     assert answer["groups"]["still_1"]["j"] > answer["groups"]["moving_1"]["j"] > 0.4
