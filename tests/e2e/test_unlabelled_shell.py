@@ -49,11 +49,13 @@ def run(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_neighbours_are_asked_where_labels_are_there(run: Path) -> None:
+def test_neighbours_are_asked_where_labels_are_there(run: Path, classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = [line["validation/knn"] for line in lines(run) if "validation/knn" in line]
     assert len(told) == 2
     assert all(0 <= value <= 1 for value in told)
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["validation_images"] == 2
+    assert main(["train", "--data", str(classes), "--out", str(run), "--device", "cpu", "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["validation"] == {"knn": told[-1], "step": 2}  # of the model, which is the last
 
 
 @pytest.mark.parametrize("names", [[f"{number}.png" for number in range(6)], ["0.png", "a/1.png", "a/2.png", "a/b/3.png", "a/b/c/4.png"]])

@@ -217,12 +217,7 @@ def test_losses_are_taken_in_float32_under_bfloat16(monkeypatch: pytest.MonkeyPa
     exactly = made().loss(batch(), 0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = made().loss(batch(), 0)
-    assert (
-        set(seen)
-        == {mixed.total.dtype, *(value.dtype for value in mixed.terms.values() if value.dtype != torch.float64)}
-        == {torch.float32}
-    )
+    assert set(seen) == {mixed.total.dtype, mixed.terms["image_loss"].dtype, mixed.terms["patch_loss"].dtype} == {torch.float32}
     assert not torch.equal(mixed.total, exactly.total)  # the network itself is in bfloat16
-    torch.testing.assert_close(mixed.total, exactly.total, rtol=0.02, atol=0)
     for term in ("image_loss", "patch_loss"):
         torch.testing.assert_close(mixed.terms[term], exactly.terms[term], rtol=0.02, atol=0)
