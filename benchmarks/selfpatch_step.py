@@ -1,8 +1,9 @@
 """What does a step of DINO cost beside lightly's building blocks, and what do SelfPatch's patches add?
 
-    python benchmarks/selfpatch_step.py [--repeats 5] [--batch 64] [--crops 2 6] [--image-px 224 96] [--device cpu] [--json]
+    python benchmarks/selfpatch_step.py [--repeats 5] [--batch 64] [--crops 2 6] [--image-px 224 96] [--backbone vit_tiny_patch16_224]
+        [--device cpu] [--json]
 
-Both DINO steps: ViT-Ti/16 without drop path, the head of 65,536 prototypes, the same crops in float32, one forward for all crops of a size,
+Both DINO steps: the same ViT without drop path, the head of 65,536 prototypes, the same crops in float32, one forward for all crops of a size,
 clipping, AdamW, the teacher's average. lightly's is put together of its DINOProjectionHead, DINOLoss and update_momentum; it is left out
 where lightly is not installed. Ours is the training loop's own step. The three take turns. What SelfPatch needs beyond DINO is counted on
 both graphs, so the last ratio is of time to arithmetic.
@@ -33,17 +34,15 @@ from sightline.progress import Meter
 from sightline.recipe import CropSpec
 from sightline.train.loop import Loop
 
-BACKBONE = "vit_tiny_patch16_224"
 
-
-def recipes(batch: int, num_crops: list[int], crop_px: list[int]) -> dict[str, SelfPatchRecipe]:
+def recipes(backbone: str, batch: int, num_crops: list[int], crop_px: list[int]) -> dict[str, SelfPatchRecipe]:
     base = coco()
     crops = CropSpec(crop_px=tuple(crop_px), num_crops=tuple(num_crops))
     base = replace(
         base,
         crops=crops,
         freeze_last_steps=0,
-        model=replace(base.model, backbone=BACKBONE, drop_path=0.0),
+        model=replace(base.model, backbone=backbone, drop_path=0.0),
         image=replace(base.image, image_px=crop_px[0]),
         data=replace(base.data, images_per_batch=batch),
         train=replace(base.train, precision="fp32"),
@@ -62,7 +61,7 @@ class Lightly:
 
         torch.manual_seed(0)
         self.crops, self.update, device = batch.crops, update_momentum, batch.images.device
-        self.net = timm.create_model(BACKBONE, num_classes=0, dynamic_img_size=True, img_size=recipe.image.image_px).to(device)
+        self.net = timm.create_model(recipe.model.backbone, num_classes=0, dynamic_img_size=True, img_size=recipe.image.image_px).to(device)
         self.head = DINOProjectionHead(self.net.num_features, 2048, 256, recipe.num_prototypes, norm_last_layer=True).to(device)
         self.teacher, self.teacher_head = (
             copy.deepcopy(self.net),
@@ -114,7 +113,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sizes = zip(options.crops, options.image_px, strict=True)
     crops = tuple(torch.randn(num, options.batch, 3, px, px, generator=generator) for num, px in sizes)
     batch = Batch.of_crops(crops, torch.zeros(options.batch, dtype=torch.int64), torch.arange(options.batch)).to(device)
-    made = recipes(options.batch, options.crops, options.image_px)
+    made = recipes(options.backbone, options.batch, options.crops, options.image_px)
     steps: dict[str, Callable[[], None]] = {}
     loops: dict[str, Loop] = {}
     try:
@@ -153,18 +152,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--crops", type=int, nargs=2, default=[2, 6])
     parser.add_argument("--image-px", type=int, nargs=2, default=[224, 96])
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="a ViT of timm's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     facts, found = machine(), measure(options)
     if options.json:
-        print(json.dumps({"machine": facts, "batch": options.batch, **found}, indent=2))
+        print(json.dumps({"machine": facts, "backbone": options.backbone, "batch": options.batch, **found}, indent=2))
         return
     print(head(__doc__.splitlines()[0], facts))
     rows = [
         (name, f"{ms:.0f}", f"{found['tflops'][name]:.3f}" if name in found["tflops"] else "") for name, ms in found["median_ms"].items()
     ]
-    print(table((f"a step of {options.batch} images", "ms", "TFLOP"), rows))
+    print(table((f"a step of {options.batch} images, {options.backbone}", "ms", "TFLOP"), rows))
     for name in ("dino_over_lightly", "selfpatch_over_dino"):
         if name in found:
             print(f"{name.replace('_', ' ')}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in found[name].items()))

@@ -35,7 +35,7 @@ def test_a_video_is_followed_and_told(tmp_path: Path, capsys: pytest.CaptureFixt
     protocol = f"davis,short_px=64,context=2,masks={tmp_path / 'masks'}"
     assert main(["evaluate", MODEL, "--data", str(root), "--protocol", protocol, "--report", str(page), "--device", "cpu", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["protocol"] == "davis 2016 val 480p"
+    assert answer["protocol"] == "davis 2016 val 480p (2 sequences, not 20)"
     assert answer["counts"] == {"sequences": 2, "objects": 2, "frames": 8}
     assert list(answer["metrics"]) == ["j&f", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay"]
     assert answer["groups"]["still_1"]["j"] > answer["groups"]["moving_1"]["j"] > 0.4
@@ -81,3 +81,20 @@ def test_a_sweep_without_labels_is_measured_by_video(tmp_path: Path, capsys: pyt
     assert [0.4 < row["metrics"]["j&f"]["mean"] <= 1 for row in rows] == [True, True]
     assert main([*asked, "--protocol", "davis,short_px=64", "--measure-on", str(root)]) == 2
     assert "was made with other settings or data" in capsys.readouterr().err
+
+
+def test_the_split_of_the_command_is_the_list_and_the_rest_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["evaluate", MODEL, "--device", "cpu", "--data", str(make(tmp_path))]
+    (tmp_path / "ImageSets/2016/mine.txt").write_text("still\n")
+    assert main([*asked, "--protocol", "davis,short_px=64", "--split", "mine", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["protocol"], answer["counts"]["sequences"], answer["settings"]["split"]) == ("davis 2016 mine 480p", 1, "mine")
+    for protocol, options, expected in (
+        ("davis", ["--split", "test"], "has no ImageSets/2017 or 2016/test.txt"),
+        ("davis,split=mine", ["--split", "val"], "--protocol davis,split=mine leaves nothing for --split to say: leave it out"),
+        ("davis", ["--dataset", "cub", "--no-verify"], "leaves nothing for --dataset and --no-verify to say: leave them out"),
+    ):
+        assert main([*asked, "--protocol", protocol, *options]) == 2
+        said = capsys.readouterr().err
+        assert expected in said
+        assert said.count("\n") == 1

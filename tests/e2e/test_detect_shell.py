@@ -70,6 +70,17 @@ def test_boxes_alone_train_faster_rcnn(capsys, tmp_path: Path) -> None:
     assert "ap_mask" not in answer["metrics"]
 
 
+def test_a_set_without_an_image_is_measured_on_demand_and_marked(capsys, tmp_path: Path) -> None:
+    data = make(tmp_path, masks=False)
+    (data / "images/val2017/2.png").unlink()
+    asked = ("--data", data, "--protocol", "detect,steps=0,image_px=64,channels=16,proposals=20", "--json")
+    code, _, err = evaluate(capsys, *asked)
+    assert (code, "1 of 3 images of instances_val2017.json are missing" in err) == (2, True)
+    code, out, err = evaluate(capsys, *asked, "--no-verify")
+    assert code == 0, err
+    assert (json.loads(out)["protocol"], json.loads(out)["counts"]["images"]) == ("detect (not verified)", 2)
+
+
 def test_what_is_missing_is_one_line(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for protocol, expected in (
         (SETTINGS, "is no COCO-format set"),

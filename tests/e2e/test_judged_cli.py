@@ -104,3 +104,16 @@ def test_what_is_missing_is_one_line(capsys, root: Path) -> None:
         assert (code, out) == (2, "")
         assert expected in err
         assert err.count("\n") == 1
+
+
+def test_folders_of_a_benchmark_are_not_taken_for_classes(capsys, tmp_path: Path) -> None:
+    for number in range(2):
+        paint(tmp_path / "original" / f"200{number}00.jpg", number)
+        paint(tmp_path / "strong" / f"200{number}01.jpg", number)
+    code, out, err = evaluate(capsys, "--data", tmp_path, "--json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "looks like copydays: add --protocol copydays" in err
+    by_labels = json.loads(evaluate(capsys, "--data", tmp_path, "--protocol", "leave-one-out", "--json")[1])
+    assert (by_labels["protocol"], by_labels["num_queries"]) == ("leave-one-out", 4)
+    answer = json.loads(evaluate(capsys, "--data", tmp_path, "--protocol", "copydays", "--no-verify", "--json")[1])
+    assert (answer["protocol"], answer["metrics"]["map/strong"]) == ("copydays (not verified)", 1.0)

@@ -52,5 +52,9 @@ def test_what_cannot_be_is_told_in_a_line(garden: Path, tmp_path: Path, capsys: 
     assert "did you mean 'crop_px'?" in capsys.readouterr().err
     assert main([*asked, str(garden), "--protocol", "in-context,part=test"]) == 2
     assert "images/test/ and masks/test/ belong there" in capsys.readouterr().err
+    assert main([*asked, str(garden), "--protocol", "in-context", "--split", "test"]) == 2
+    assert "images/test/ and masks/test/ belong there" in capsys.readouterr().err
+    assert main([*asked, str(garden), "--protocol", "in-context", "--no-verify"]) == 2
+    assert "leaves nothing for --no-verify to say" in capsys.readouterr().err
     assert main([*asked, str(garden), "--protocol", "in-context,image_px=50"]) == 2
     assert "cuts patches of 16 px" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def colours() -> Encoder:
 def test_2017_is_found_with_its_objects_and_below_a_folder_called_davis(tmp_path: Path) -> None:
     home = write(write(tmp_path / "DAVIS"), "jar", 3)
     found = davis.read(tmp_path)
-    assert (found.name, found.root) == ("davis 2017 val 480p", home)
+    assert (found.name, found.root) == ("davis 2017 val 480p (2 sequences, not 30)", home)
     assert [(video.name, len(video.frames), video.unmasked) for video in found.sequences] == [("cup", 4, ()), ("jar", 3, ())]
     assert found.mask(found.sequences[0].first_mask).tolist() == truth(0).tolist()
 
@@ -74,7 +75,7 @@ def test_2017_is_found_with_its_objects_and_below_a_folder_called_davis(tmp_path
 def test_2016_has_one_object_whatever_its_masks_are_written_in(tmp_path: Path) -> None:
     write(tmp_path, year="2016", resolution="240p")
     found = davis.read(tmp_path)
-    assert found.name == "davis 2016 val 240p"
+    assert found.name == "davis 2016 val 240p (1 sequence, not 20)"
     path = found.sequences[0].first_mask
     one = (truth(0) > 0).astype(np.uint8)
     assert found.mask(path).tolist() == one.tolist()
@@ -134,12 +135,28 @@ def test_a_missing_first_mask_and_two_resolutions_are_told(tmp_path: Path) -> No
         davis.read(tmp_path, resolution="240p")
 
 
+def test_only_the_whole_list_has_the_data_sets_own_name(tmp_path: Path) -> None:
+    write(tmp_path, year="2016")
+    found = davis.read(tmp_path)
+    assert replace(found, sequences=found.sequences * 20).name == "davis 2016 val 480p"
+    assert replace(found, sequences=found.sequences * 21).name == "davis 2016 val 480p (21 sequences, not 20)"
+    assert replace(found, split="mine").name == "davis 2016 mine 480p"  # a list of one's own has no other length
+
+
+@pytest.mark.parametrize("frame", ["00000", "00002", "00004"])
+def test_a_frame_that_is_missing_beside_its_mask_is_told(tmp_path: Path, frame: str) -> None:
+    write(tmp_path, num=5)
+    (tmp_path / f"JPEGImages/480p/cup/{frame}.jpg").unlink()
+    with pytest.raises(DataError, match=rf"cup.* lacks 1 of the frames that have a mask \(first: {frame}\.jpg\): unpack cup again"):
+        davis.read(tmp_path)
+
+
 # --- the protocol -------------------------------------------------------------------------------------------------------------------
 
 
 def test_features_that_know_the_objects_follow_them(tmp_path: Path, colours: Encoder) -> None:
     result = parse("davis,short_px=64").measure(colours, write(tmp_path), BadFiles(), num_shown=3)
-    assert result.protocol == "davis 2017 val 480p"
+    assert result.protocol == "davis 2017 val 480p (1 sequence, not 30)"
     assert result.counts == {"sequences": 1, "objects": 2, "frames": 4}
     assert list(result.groups) == ["cup_1", "cup_2"]
     assert result.metrics["j"] > 0.85  # all but the corners, which the way through patches of 16 px rounds

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
+from sightline.methods import moby
 from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, cosine_distance, enqueued, small, strided, swin_small, two_crops
 from sightline.nn import backbone as backbones
 from sightline.nn.encoder import Encoder
@@ -230,3 +231,22 @@ def test_a_swin_learns_with_patches() -> None:
 def test_a_recipe_that_cannot_be_says_what_to_change(setting: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         override(small(), [setting])
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+def test_losses_are_taken_in_float32_under_bfloat16(negatives: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    for name in ("contrastive_loss", "cosine_distance"):
+
+        def noted(*given: object, loss=getattr(moby, name)) -> torch.Tensor:
+            seen.extend(value.dtype for value in given if isinstance(value, torch.Tensor))
+            return loss(*given)
+
+        monkeypatch.setattr(moby, name, noted)
+    exactly = made(patch_weight=0.5, patch_negatives=negatives).loss(batch(), 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = made(patch_weight=0.5, patch_negatives=negatives).loss(batch(), 0)
+    assert set(seen) == {mixed.total.dtype, mixed.terms["image_loss"].dtype, mixed.terms["patch_loss"].dtype} == {torch.float32}
+    assert not torch.equal(mixed.total, exactly.total)  # the network itself is in bfloat16
+    for term in ("image_loss", "patch_loss"):
+        torch.testing.assert_close(mixed.terms[term], exactly.terms[term], rtol=0.02, atol=0)

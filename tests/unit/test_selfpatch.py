@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError, RecipeError, TrainingError
+from sightline.methods import selfpatch
 from sightline.methods.selfpatch import SelfPatch, image_loss, rising, small
 from sightline.methods.unlabelled import to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
@@ -267,3 +268,21 @@ def test_a_run_that_goes_on_needs_no_file_to_start_from() -> None:
 def test_one_crop_teaches_nothing() -> None:
     with pytest.raises(RecipeError, match="two crops or more"):
         replace(small(), crops=CropSpec(crop_px=(64,), num_crops=(1,), crop_min_area=(0.4,), crop_max_area=(1.0,)))
+
+
+def test_losses_are_taken_in_float32_under_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    for name in ("image_loss", "patch_loss"):
+
+        def noted(student: torch.Tensor, answers: torch.Tensor, loss=getattr(selfpatch, name)) -> torch.Tensor:
+            seen.extend((student.dtype, answers.dtype))
+            return loss(student, answers)
+
+        monkeypatch.setattr(selfpatch, name, noted)
+    exactly = made().loss(batch(), 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = made().loss(batch(), 0)
+    assert set(seen) == {mixed.total.dtype, mixed.terms["image_loss"].dtype, mixed.terms["patch_loss"].dtype} == {torch.float32}
+    assert not torch.equal(mixed.total, exactly.total)  # the network itself is in bfloat16
+    for term in ("image_loss", "patch_loss"):
+        torch.testing.assert_close(mixed.terms[term], exactly.terms[term], rtol=0.02, atol=0)

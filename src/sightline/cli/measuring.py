@@ -36,22 +36,20 @@ def evaluate(
     """
     from sightline.workflows import classifying, dense, measuring
 
-    how: dict[str, Any] = {"report": report, "device": device, "precision": precision, "command": command_line()}
+    how: dict[str, Any] = {"dataset": dataset, "verify": verify, "split": split}
+    how |= {"report": report, "device": device, "precision": precision, "command": command_line()}
     found: dense.DenseEvaluation | classifying.Classified | measuring.Evaluation
     if dense.is_dense(protocol) or protocol == classifying.PROTOCOL:
         classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
     if dense.is_dense(protocol):
         found = dense.measure_dense(model, data, protocol, **how)
     elif protocol == classifying.PROTOCOL:
-        found = classifying.classify(model, data, dataset=dataset, verify=verify, split=split, **how)
+        found = classifying.classify(model, data, **how)
     else:
         found = measuring.evaluate(
             model,
             data,
-            dataset=dataset,
-            verify=verify,
             protocol=protocol,
-            split=split,
             distractors=distractors,
             rerank=rerank,
             rerank_top=rerank_top,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[str, typer.Argument(help="METHOD/RECIPE, such as irt/folder; see sightline recipes")] = "",
-    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path, typer.Option(help="class folders (without labels any folder), a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="the run folder to write")] = ...,  # type: ignore[assignment]
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as margin=0.6; may be repeated")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="replay a recipe.json or a run folder")] = None,
@@ -25,7 +25,7 @@ def train(
     as_json: Json = False,
     extra: Annotated[list[str] | None, typer.Argument(help="more key=value settings", metavar="[KEY=VALUE]...")] = None,
 ) -> None:
-    """Train a model on labelled images.
+    """Train a model on images, with labels or (selfpatch/*, moby/*) without.
 
     Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
     """
@@ -53,10 +53,11 @@ def train(
 def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
     progress = trained.progress
     if as_json:
-        best = None if progress.best_step < 0 else {trained.chosen_by: progress.best, "step": progress.best_step}
-        print_json(
-            {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "validation": best, "bad_files": trained.num_bad}
+        of_the_model = (
+            {trained.chosen_by: progress.best, "step": progress.best_step} if progress.best_step >= 0 else progress.measured or None
         )
+        about = {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by}
+        print_json({**about, "validation": of_the_model, "bad_files": trained.num_bad})
     if trained.num_bad:
         note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
     if progress.stopped_by:

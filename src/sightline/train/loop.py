@@ -64,6 +64,7 @@ class Progress:
     step: int = 0  # steps done
     best: float = -math.inf
     best_step: int = -1
+    measured: dict[str, float] = field(default_factory=dict)  # by the latest validation, with its step
     epoch: int = -1  # the epoch that was last refreshed
     compute: Compute = field(default_factory=Compute)
     stopped_by: str = field(default="", metadata={"transient": True})  # the signal that ended it early
@@ -71,7 +72,7 @@ class Progress:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
-        return {**kept, "compute": asdict(self.compute)}
+        return {**kept, "measured": self.measured, "compute": asdict(self.compute)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
@@ -250,6 +251,7 @@ class Loop:
         if self.ranks.is_main and self.validate is not None:
             measured = self.validate(self.encoder())
             name, value = next(iter(measured.items()))
+            self.progress.measured = {name: value, "step": self.progress.step}
             chosen = self.method.chosen_by != "last" and value > self.progress.best
             if chosen:
                 self.progress.best, self.progress.best_step = value, self.progress.step

@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline import catalog, runtime
 from sightline.data.images import BadFiles
-from sightline.errors import explain_os_error
+from sightline.errors import UsageError, explain_os_error
 from sightline.evaluate.dense import parse
 from sightline.evaluate.dense.base import DenseResult
 from sightline.html import Number, Page
@@ -50,11 +50,35 @@ def is_dense(protocol: str) -> bool:
     return protocol.partition(",")[0].strip() in catalog.names("dense_protocols")
 
 
+def with_options(protocol: str, *, dataset: str = "auto", verify: bool = True, split: str = "auto") -> str:
+    """Return ``protocol`` with what every measuring takes said as its own settings: davis with the split test is ``davis,split=test``.
+
+    Raises:
+        UsageError: it has no setting for one of them, or sets it already.
+    """
+    known = set(vars(parse(protocol))) - {part.partition("=")[0].strip() for part in protocol.split(",")[1:]}
+    own_split = next((name for name in ("split", "part") if name in known), "")
+    given = (
+        ("--dataset", "", dataset, dataset != "auto"),
+        ("--split", own_split, split, split != "auto"),
+        ("--no-verify", "verify" if "verify" in known else "", "false", not verify),
+    )
+    wrong = [option for option, setting, _, is_given in given if is_given and not setting]
+    if wrong:
+        raise UsageError(
+            f"--protocol {protocol} leaves nothing for {' and '.join(wrong)} to say: leave {'it' if len(wrong) < 2 else 'them'} out"
+        )
+    return ",".join([protocol, *(f"{setting}={value}" for _, setting, value, is_given in given if is_given)])
+
+
 def measure_dense(
     model: str,
     data: str | Path,
     protocol: str,
     *,
+    dataset: str = "auto",
+    verify: bool = True,
+    split: str = "auto",
     report: Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -62,10 +86,12 @@ def measure_dense(
 ) -> DenseEvaluation:
     """Return how ``model``'s patch features do on ``data`` by a dense protocol; ``report`` is a folder to write the page into.
 
+    ``split`` and ``verify`` are the protocol's own settings of that meaning, where it has them.
+
     Raises:
         UsageError: the model or data cannot be read, or the protocol has no such setting.
     """
-    how, bad_files = parse(protocol), BadFiles()
+    how, bad_files = parse(with_options(protocol, dataset=dataset, verify=verify, split=split)), BadFiles()
     encoder = model_folder.load(model, device=runtime.device(device))
     result = how.measure(encoder, Path(data), bad_files, precision=precision, num_shown=NUM_SHOWN if report else 0)
     summary = bad_files.summary(None, *([report / "bad_files.jsonl"] if report else []))  # counts are of frames or objects, not of files

@@ -28,6 +28,9 @@ from sightline.search.embed import embed_records
 from sightline.search.rerank import parse
 from sightline.workflows.common import read_data, write_bad_files
 
+_FOLDERS_OF = {"copydays": {"original", "strong", "jpegqual", "crops"}, "places": {"query", "reference"}}
+"""Benchmarks whose folders would be taken for classes."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -148,6 +151,13 @@ def _labelled(
     data: str | Path, model: str, bad_files: BadFiles, *, dataset: str, verify: bool, protocol: str, split: str, distractors: Path | None
 ) -> _Task:
     records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
+    mistaken = next(
+        (name for name, folders in _FOLDERS_OF.items() if records.num_classes > 1 and folders.issuperset(records.class_names)), ""
+    )
+    if mistaken and protocol == "auto":
+        raise UsageError(
+            f"'{data}' looks like {mistaken}: add --protocol {mistaken}, or --protocol leave-one-out if its folders are classes"
+        )
     part = part_to_measure(records, model, split)
     measured, chosen = part.records, choose_protocol(part.records, protocol)
     if distractors is not None:

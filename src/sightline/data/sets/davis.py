@@ -32,6 +32,16 @@ VOID = 255
 YEARS: tuple[Year, ...] = ("2017", "2016")
 """In the order in which ``auto`` looks for their lists."""
 
+NUM_SEQUENCES = {
+    ("2016", "train"): 30,
+    ("2016", "val"): 20,
+    ("2017", "train"): 60,
+    ("2017", "val"): 30,
+    ("2017", "test-dev"): 30,
+    ("2017", "test-challenge"): 30,
+}
+"""In the authors' lists."""
+
 FRAMES, MASKS, LISTS, USUAL = "JPEGImages", "Annotations", "ImageSets", "480p"
 WHERE = "the page of the DAVIS challenge has it, as TrainVal in 480p"
 _INDEXED = ("P", "L", "1")
@@ -68,8 +78,10 @@ class Davis:
 
     @property
     def name(self) -> str:
-        """What was read, such as ``davis 2017 val 480p``."""
-        return f"davis {self.year} {self.split} {self.resolution}"
+        """What was read, such as ``davis 2017 val 480p``; a list that is not as long as the authors' is told by its length."""
+        num, official = len(self.sequences), NUM_SEQUENCES.get((self.year, self.split))
+        marked = f" ({num} sequence{'' if num == 1 else 's'}, not {official})" if official not in (None, num) else ""
+        return f"davis {self.year} {self.split} {self.resolution}{marked}"
 
     def mask(self, path: Path) -> MaskArray:
         """Return a mask uint8 ``[H, W]``: the object's number, 0 background, 255 void; of 2016, 0 and 1.
@@ -141,6 +153,9 @@ def _sequence(home: Path, resolution: str, name: str) -> Video:
     found = {file.stem: file for file in sorted(masks.glob("*.png"))}
     if frames[0].stem not in found:
         raise DataError(f"{masks / frames[0].stem}.png is missing: the first frame's mask is what is propagated")
+    lacking = sorted(found.keys() - {frame.stem for frame in frames})
+    if lacking:
+        raise DataError(f"{folder} lacks {len(lacking)} of the frames that have a mask (first: {lacking[0]}.jpg): unpack {name} again")
     return Video(name, frames, found)
 
 
