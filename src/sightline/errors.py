@@ -69,6 +69,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; choose one of: {shown}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says first, or its kind where it says nothing: what fits into a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def explain_os_error(error: OSError, doing: str) -> SightlineError:
     """Return the one-line error of ours for an operating-system error met while ``doing`` something."""
     where = f" ({error.filename})" if error.filename else ""
@@ -85,13 +90,13 @@ _MEMORY_IS_FULL = re.compile(r"not enough memory|out of memory|(?:can't|cannot|u
 _ASKED_FOR = re.compile(r"(?:tried|unable) to allocate (\d[\d.]* ?\w+)", re.IGNORECASE)
 
 
-def explain_memory_error(error: Exception, doing: str) -> SightlineError | None:
-    """Return the one-line error of ours where memory ran out while ``doing`` something, or None where ``error`` is of another kind.
+def is_memory_full(error: Exception) -> bool:
+    """Return whether memory ran out. torch has a class for this on a GPU alone: elsewhere it is a RuntimeError, known by its words."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY_IS_FULL.search(str(error)) is not None)
 
-    torch has a class for this on a GPU alone: elsewhere it is a RuntimeError, known by its words.
-    """
-    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _MEMORY_IS_FULL.search(str(error))):
-        return None
+
+def explain_memory_error(error: Exception, doing: str) -> SightlineError:
+    """Return the one-line error of ours for memory that ran out while ``doing`` something."""
     asked = _ASKED_FOR.search(str(error))
     how_much = f" ({asked[1]} at once)" if asked else ""
     return MemoryFullError(f"not enough memory while {doing}{how_much}: take smaller images (image_px, short_px), a smaller batch or model")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli import measuring, models, searching, training
-from sightline.errors import SightlineError, explain_memory_error, explain_os_error
+from sightline.errors import SightlineError, explain_memory_error, explain_os_error, is_memory_full
 
 app = typer.Typer(
     help="Visual retrieval with Vision Transformers: train, measure, index, search.",
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str]) -> int:
         _complain(str(explain_os_error(error, doing)))
         return 1
     except Exception as error:
-        explained = explain_memory_error(error, doing)
-        if explained is None:
+        if not is_memory_full(error):
             return _explain_click(error)
+        explained = explain_memory_error(error, doing)
         _complain(str(explained))
         return explained.exit_code
 

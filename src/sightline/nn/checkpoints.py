@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, first_line
 from sightline.nn.positions import resize_positions
 from sightline.recipe import PositionsResize
 
@@ -117,7 +117,7 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         held: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"'{file}' is not a readable safetensors file ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable safetensors file ({first_line(error)})") from error
     return {name.removeprefix("backbone.net."): value for name, value in held.items()}
 
 
@@ -145,7 +145,7 @@ def read_torch(file: Path) -> Any:
             "where you trust it, save its state_dict alone with torch.save or as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"'{file}' is not a readable torch file ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable torch file ({first_line(error)})") from error
     return held
 
 
@@ -208,7 +208,7 @@ def _read_jax(file: Path) -> dict[str, torch.Tensor]:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays: Arrays = {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # TypeError: one bare array
-        raise ModelError(f"'{file}' is not a readable archive of plain arrays ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable archive of plain arrays ({first_line(error)})") from error
     kept_beside = "opt/target/"  # what holds the model where an optimiser was saved with it
     arrays = {
         name.removeprefix(kept_beside): array
@@ -243,10 +243,6 @@ def _torch_layout(name: str, array: npt.NDArray[np.float32]) -> npt.NDArray[np.f
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     flat = array.reshape(-1, array.shape[-1]) if "/out/" in name else array.reshape(len(array), -1)  # [heads, D / heads, D], else [D, ...]
     return np.ascontiguousarray(flat.T)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 READERS: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
