@@ -181,6 +181,8 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
     backbone = Backbone(net)
     if weights not in ("hub", "random"):
         left_out = load_weights(net, Path(weights), spec.positions_resize)
+        if spec.pooling == "class_attention":  # whose own weights the encoder takes from there
+            left_out = [name for name in left_out if not name.startswith("class_attention.")]
         if left_out:
             log.warning("%s: left out %s", weights, ", ".join(left_out))
     if spec.checkpoint_gradients:

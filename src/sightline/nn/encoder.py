@@ -221,13 +221,21 @@ class Encoder(nn.Module):
 
 
 def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:
-    """Return the class-attention pooling, with the weights that a model's own file or folder has for it."""
+    """Return the class-attention pooling, with the weights that a model's file or folder has for it."""
     made = ClassAttention(backbone.width, backbone.num_heads)
     if model.weights not in ("hub", "auto", "random"):
         held = read_weights(Path(model.weights))
         own = {name.removeprefix("class_attention."): value for name, value in held.items() if name.startswith("class_attention.")}
         if own:
-            made.load_state_dict(own)
+            ones = {
+                name: value for name, value in made.state_dict().items() if ".gamma_" in name
+            }  # the SelfPatch authors' blocks do without
+            try:
+                made.load_state_dict(ones | own)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"'{model.weights}' holds another class attention than {model.backbone}'s: take another pooling"
+                ) from error
     return made
 
 
