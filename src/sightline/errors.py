@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -47,6 +48,10 @@ class DiskFullError(UsageError):
     """No space is left where something had to be written; the person can make some."""
 
 
+class MemoryFullError(UsageError):
+    """More memory was asked for than there is; the person can ask for less."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest choice, or the list of choices when none is close.
 
@@ -64,6 +69,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; choose one of: {shown}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says first, or its kind where it says nothing: what fits into a line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def explain_os_error(error: OSError, doing: str) -> SightlineError:
     """Return the one-line error of ours for an operating-system error met while ``doing`` something."""
     where = f" ({error.filename})" if error.filename else ""
@@ -74,3 +84,19 @@ def explain_os_error(error: OSError, doing: str) -> SightlineError:
     if error.errno == errno.EADDRINUSE:
         return DeviceError(f"the port is in use while {doing}: choose another one (MASTER_PORT for torchrun)")
     return SightlineError(f"{error.strerror or error} while {doing}{where}")
+
+
+_MEMORY_IS_FULL = re.compile(r"not enough memory|out of memory|(?:can't|cannot|unable to) allocate", re.IGNORECASE)
+_ASKED_FOR = re.compile(r"(?:tried|unable) to allocate (\d[\d.]* ?\w+)", re.IGNORECASE)
+
+
+def is_memory_full(error: Exception) -> bool:
+    """Return whether memory ran out. torch has a class for this on a GPU alone: elsewhere it is a RuntimeError, known by its words."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY_IS_FULL.search(str(error)) is not None)
+
+
+def explain_memory_error(error: Exception, doing: str) -> SightlineError:
+    """Return the one-line error of ours for memory that ran out while ``doing`` something."""
+    asked = _ASKED_FOR.search(str(error))
+    how_much = f" ({asked[1]} at once)" if asked else ""
+    return MemoryFullError(f"not enough memory while {doing}{how_much}: take smaller images (image_px, short_px), a smaller batch or model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,3 +259,29 @@ def test_a_checkpoint_of_other_heads_says_so(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "backbone.pth")
     with pytest.raises(ModelError, match="no full checkpoint"):
         SelfPatch(replace(ours.recipe, start_from=str(tmp_path / "backbone.pth")), encoder("dino")).begin()
+
+
+@pytest.mark.parametrize("learn_gains", [False, True])
+def test_lengths_of_prototypes_come_along_and_learn_where_asked(
+    learn_gains: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs_had = method("dino")
+    gains = "image_head.last_layer.parametrizations.weight.original0"
+    for branch in (theirs_had.student, theirs_had.teacher):
+        branch.get_parameter(gains).data.uniform_(0.5, 2.0)
+    parts = {
+        part: {theirs(name): value.float() for name, value in branch.named_parameters()}
+        for part, branch in (("student", theirs_had.student), ("teacher", theirs_had.teacher))
+    }
+    torch.save(parts | {"dino_loss": {"center": torch.zeros(1, 64)}}, tmp_path / "full.pth")
+    recipe = replace(theirs_had.recipe, start_from=str(tmp_path / "full.pth"), learn_gains=learn_gains)
+    with caplog.at_level(logging.WARNING):
+        loaded = SelfPatch(recipe, encoder("dino"))
+        loaded.begin()
+    own = loaded.student.get_parameter(gains)
+    assert torch.equal(own, theirs_had.student.get_parameter(gains).float())
+    head, x = loaded.student.image_head, torch.randn(3, 24)
+    torch.testing.assert_close(head(x), theirs_had.student.image_head.float()(x))
+    head(x).square().sum().backward()
+    assert (own.grad is not None) == learn_gains
+    assert ("full.pth: its prototypes have lengths of their own" in caplog.text) != learn_gains

@@ -34,12 +34,61 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_told():
         encoder().tokens(torch.randn(1, 3, 96, 100))
 
 
-def test_a_swin_takes_any_size_and_a_network_of_one_size_says_so():
+def test_a_swin_takes_any_size():
     swin = encoder(backbone=SWIN, backbone_args=(("embed_dim", 12), ("depths", (1, 1, 1, 1)), ("num_heads", (1, 1, 2, 2))), pooling="mean")
     assert swin.tokens(torch.randn(1, 3, 96, 128)).grid == (3, 4)
-    relative = encoder(backbone="vit_relpos_tiny_patch8_64")
-    with pytest.raises(ModelError, match="images of one size only"):
-        relative.tokens(torch.randn(1, 3, 96, 96))
+
+
+ONE_SIZE = {
+    "vit_relpos_tiny_patch8_64": VIT,
+    "mixer_s16_224": (),
+    "tnt_s_legacy_patch16_224": (),
+    "levit_128s": (),
+    "maxvit_rmlp_pico_rw_256": (),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SIZE)
+def test_a_network_of_one_size_says_so_at_another(name):
+    made = encoder(backbone=name, backbone_args=ONE_SIZE[name], pooling="mean")
+    assert len(made.tokens(torch.zeros(1, 3, 64, 64)).patches) == 1
+    with pytest.raises(ModelError, match=f"^{name} was made for images of 64 px and does not take 96 x 96 .*plain ViT") as caught:
+        made.tokens(torch.zeros(1, 3, 96, 96))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "arguments", "grid"), [("pvt_v2_b0", (), (3, 4)), ("xcit_nano_12_p16_224", VIT, (6, 8))])
+def test_networks_that_take_any_size_by_themselves_are_let(name, arguments, grid):
+    made = encoder(backbone=name, backbone_args=arguments, pooling="mean")
+    own = made.tokens(torch.ones(1, 3, 64, 64)).patches
+    found = made.tokens(torch.randn(1, 3, 96, 128))
+    assert found.grid == grid
+    assert found.patches.isfinite().all()
+    assert torch.equal(made.tokens(torch.ones(1, 3, 64, 64)).patches, own)
+
+
+def test_a_network_with_several_sets_of_tokens_is_refused():
+    with pytest.raises(ModelError, match="CoaT gives several sets of tokens"):
+        encoder(backbone="coat_tiny", backbone_args=(), pooling="mean").tokens(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("you tried to allocate 9 bytes: not enough memory"), KeyError("a slip")])
+def test_want_of_memory_and_slips_are_not_taken_for_a_refusal(error, monkeypatch):
+    made = encoder()
+
+    def fail(images):
+        raise error
+
+    monkeypatch.setattr(made.backbone, "forward", fail)
+    with pytest.raises(type(error)):
+        made.tokens(torch.zeros(1, 3, 96, 96))
+
+
+def test_at_its_own_size_no_error_is_taken_for_a_refusal():
+    made = encoder()
+    made.backbone.net.pos_embed = torch.nn.Parameter(torch.zeros(1, 3, 24))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        made.tokens(torch.zeros(1, 3, 64, 64))
 
 
 def test_positions_follow_as_in_the_dino_code_and_survive_a_copy():

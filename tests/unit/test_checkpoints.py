@@ -214,6 +214,54 @@ def test_learned_positions_are_left_out_where_the_networks_are_fixed(tmp_path: P
     assert "w.safetensors: left out pos_embed" in caplog.text
 
 
+PATCHES_ALONE = (*TINY.items(), ("class_token", False), ("final_norm", False), ("global_pool", ""))
+
+
+def pooled_by_class_attention(weights: str) -> Encoder:
+    model = ModelSpec(backbone=VIT, backbone_args=PATCHES_ALONE, weights=weights, pooling="class_attention")
+    return Encoder(model, ImageSpec(image_px=32)).eval()
+
+
+def selfpatch_run(encoder: Encoder) -> dict[str, Any]:
+    """A full checkpoint of SelfPatch under its authors' names: whose blocks have no layer scale, and which ends in two heads."""
+    held = {f"backbone.{name}": value for name, value in weights_of(encoder.backbone.net).items()}
+    for name, value in weights_of(encoder.class_attention).items():
+        if ".gamma_" not in name:
+            held["ca_head." + name.replace("class_token", "cls_token").replace("blocks.", "cls_blocks.")] = value
+    held |= {f"{head}.last_layer.weight_g": torch.ones(3, 1) for head in ("c_head", "p_head")}
+    return {"student": {f"module.{name}": torch.zeros_like(value) for name, value in held.items()}, "teacher": held, "epoch": 200}
+
+
+@pytest.mark.parametrize("layout", ["selfpatch run", "folder"])
+def test_class_attention_comes_along_and_is_not_called_left_out(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, file = pooled_by_class_attention("random"), tmp_path / "w.pth"
+    for name, parameter in made.named_parameters():
+        if ".gamma_" not in name:
+            parameter.data.normal_(std=0.3)
+    torch.save(selfpatch_run(made), file)
+    if layout == "folder":
+        model_folder.save(made, tmp_path / "model")
+        file = tmp_path / "model"
+    with caplog.at_level(logging.WARNING):
+        ours = pooled_by_class_attention(str(file))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(images), made(images))
+    assert "class_attention." not in caplog.text
+    assert ("left out c_head.last_layer.weight_g, p_head.last_layer.weight_g" in caplog.text) == (layout == "selfpatch run")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        Encoder(ModelSpec(backbone=VIT, backbone_args=PATCHES_ALONE, weights=str(file), pooling="mean"), ImageSpec(image_px=32))
+    assert "class_attention.class_token" in caplog.text, "under another pooling it is"
+
+
+def test_another_class_attention_is_refused_in_one_line(tmp_path: Path) -> None:
+    held = selfpatch_run(pooled_by_class_attention("random"))
+    del held["teacher"]["ca_head.cls_blocks.1.attn.q.weight"]
+    torch.save(held, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=f"w.pth' holds another class attention than {VIT}'s"):
+        pooled_by_class_attention(str(tmp_path / "w.pth"))
+
+
 class Harmful:
     """What a pickle can do when it is read."""
 
@@ -242,7 +290,9 @@ def test_what_is_wrong_with_a_file_is_said_and_no_file_runs_code(tmp_path: Path,
     save_file(weights_of(network(VIT, 1, **(TINY | {"embed_dim": 32}))), tmp_path / "wider.safetensors")
     for name in ("broken.safetensors", "broken.pth", "broken.npz"):
         (tmp_path / name).write_bytes(b"PK\3\4 no such thing")
+    (tmp_path / "photo.pth").write_bytes(b"\xff\xd8\xff\xe0 a photograph")
     expected = {
+        "photo.pth": "photo.pth' is no checkpoint: give a file that torch.save has written",
         "harmful.pth": "could run code when read, so it was not read",
         "plain.pt": "could run code when read, so it was not read",
         "objects.npz": "not a readable archive of plain arrays",

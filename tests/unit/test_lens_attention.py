@@ -110,3 +110,65 @@ def test_windows_and_convolutions_are_refused_in_one_line() -> None:
             attention(encoder, torch.randn(3, 32, 32))
         assert backbone in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+# --- class attention ----------------------------------------------------------------------------------------------------------------
+
+
+def class_attention_by_hand(encoder: Encoder, patches: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return each block's softmax(q k^T / sqrt d) [heads, 1 + N] and the vector [D] that its weighted values lead to, for patches [N, D]."""
+    pooling = encoder.class_attention
+    token, looks = pooling.class_token[0], []
+    for block in pooling.blocks:
+        everything = block.norm1(torch.cat([token, patches]))
+        queries, keys, values = block.attn.q(everything[:1]), block.attn.k(everything), block.attn.v(everything)
+        answer = []
+        for head in (slice(0, 16), slice(16, 32)):
+            grown = torch.exp((queries[:, head] * keys[:, head]).sum(dim=1) / 4)
+            looks.append(grown / grown.sum())
+            answer.append((looks[-1][:, None] * values[:, head]).sum(dim=0))
+        token = token + block.attn.proj(torch.cat(answer)[None])
+        token = token + block.mlp(block.norm2(token))
+    return [torch.stack(looks[:2]), torch.stack(looks[2:])], pooling.norm(token)[0]
+
+
+def made_by_class_attention(**arguments: int | str | bool) -> Encoder:
+    encoder = make(pooling="class_attention", **arguments)
+    for name, parameter in encoder.class_attention.named_parameters():
+        if "gamma_" in name:
+            parameter.data.fill_(1.0)  # as they are in every model
+    return encoder
+
+
+@pytest.mark.parametrize("arguments", [{"class_token": False, "global_pool": "avg"}, {"reg_tokens": 3}])
+def test_class_attention_shows_its_own_token_and_rolls_on_through_the_backbone(arguments: dict[str, int | str | bool]) -> None:
+    encoder, image = made_by_class_attention(**arguments), torch.randn(3, 32, 32)
+    seen, exact, num_prefix = attention(encoder, image), by_hand(encoder, image), encoder.backbone.num_prefix
+    with torch.no_grad():
+        tokens = encoder.double().tokens(image[None].double())
+        looks, vector = class_attention_by_hand(encoder, tokens.patches[0])
+        torch.testing.assert_close(encoder.class_attention(tokens.patches)[0], vector)  # these weights are what makes the descriptor
+    last = looks[-1].numpy()
+    np.testing.assert_allclose(seen.heads.numpy(), last[:, 1:].reshape(2, 4, 4), atol=1e-5)
+    np.testing.assert_allclose(1 - seen.heads.sum(dim=(1, 2)).numpy(), last[:, 0], atol=1e-5)
+    assert seen.heads.std() > 0.01, "an even map would prove little"
+
+    num_patches = tokens.patches.shape[1]
+    whole = np.eye(1 + num_patches)  # the token and the patches, which the class attention leaves as they are
+    for weights in looks:
+        block = np.eye(1 + num_patches)
+        block[0] = (block[0] + weights.mean(dim=0).numpy()) / 2
+        whole = block @ whole
+    half = np.eye(num_prefix + num_patches) / 2
+    backbone = (half + exact[1].mean(axis=0) / 2) @ (half + exact[0].mean(axis=0) / 2)
+    expected = whole[0, 1:] @ backbone[num_prefix:, num_prefix:]
+    assert seen.rollout is not None
+    np.testing.assert_allclose(seen.rollout.numpy(), expected.reshape(4, 4), atol=1e-5)
+
+
+def test_class_attention_is_shown_on_a_network_without_attention() -> None:
+    encoder = Encoder(ModelSpec(backbone="resnet10t", weights="random", pooling="class_attention"), ImageSpec(image_px=64))
+    seen = attention(encoder, torch.randn(3, 64, 64))
+    assert seen.rollout is None
+    assert seen.mean.shape == (2, 2)
+    assert ((seen.heads > 0) & (seen.heads < 1)).all()

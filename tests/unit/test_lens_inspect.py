@@ -94,6 +94,8 @@ def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: P
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert files == sorted((*FILES, "duplicates.png", "hard_negatives.png", "index.html", "numbers.json"))
     assert "None to show" not in page
+    assert "Where the patches look, on average, in the last block" in page
+    assert ">rollout<" in page
 
 
 def test_what_the_layers_show_is_in_the_numbers(encoder: Encoder, photos: Path, tmp_path: Path) -> None:
@@ -119,6 +121,16 @@ def test_what_the_layers_show_is_in_the_numbers(encoder: Encoder, photos: Path, 
     crossed = other["cka_with_first"]
     assert crossed["layers"] == other["cka"]["layers"]
     assert np.array(crossed["alike"], float).shape == (2, 5)
+
+
+def test_the_page_says_that_class_attention_is_shown(photos: Path, tmp_path: Path) -> None:
+    records = read_records(photos).select([0])
+    model = ModelSpec(backbone="resnet10t", weights="random", pooling="class_attention")
+    numbers, page = look(records, tmp_path, inspected(Encoder(model, ImageSpec(image_px=32)).eval(), records))
+    assert "Where the class attention that the descriptor is pooled by looks in its own last block" in page
+    assert ">head 1<" in page
+    assert ">rollout<" not in page, "a convolutional network has none"
+    assert numbers["attention"] is True
 
 
 def test_models_stand_beside_each_other(encoder: Encoder, photos: Path, tmp_path: Path) -> None:

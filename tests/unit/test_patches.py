@@ -74,7 +74,7 @@ def test_what_cannot_be_read_or_taken_is_told() -> None:
         list(encoder().patches([b"no picture"]))
     one_size = encoder("vit_relpos_small_patch16_224", VIT)
     assert len(list(one_size.patches([picture(64, 64)]))) == 1
-    with pytest.raises(ModelError, match="one size only"):
+    with pytest.raises(ModelError, match="made for images of 64 px and does not take 128 x 64"):
         list(one_size.patches([picture(128, 64)]))
 
 

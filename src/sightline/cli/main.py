@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli import measuring, models, searching, training
-from sightline.errors import SightlineError, explain_os_error
+from sightline.errors import SightlineError, explain_memory_error, explain_os_error, is_memory_full
 
 app = typer.Typer(
     help="Visual retrieval with Vision Transformers: train, measure, index, search.",
@@ -65,6 +65,7 @@ def entry() -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Return the exit code of one command line."""
+    doing = f"running sightline {' '.join(arguments[:1])}"
     try:
         code = typer.main.get_command(app).main(args=repeat_options(arguments), prog_name="sightline", standalone_mode=False)
         return int(code or 0)
@@ -78,10 +79,14 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        _complain(str(explain_os_error(error, f"running sightline {' '.join(arguments[:1])}")))
+        _complain(str(explain_os_error(error, doing)))
         return 1
     except Exception as error:
-        return _explain_click(error)
+        if not is_memory_full(error):
+            return _explain_click(error)
+        explained = explain_memory_error(error, doing)
+        _complain(str(explained))
+        return explained.exit_code
 
 
 def repeat_options(arguments: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sightline.errors import ModelError
+from sightline.nn.class_attention import ClassAttention
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Pooling
 
@@ -22,11 +23,12 @@ class Attention:
     """How much each patch of one image is attended to, float32, by what the descriptor is pooled from (see ``asking_tokens``).
 
     ``heads`` ``[heads, rows, columns]`` are the last block's heads, each at most 1 in sum (the rest is on prefix tokens); ``rollout``
-    ``[rows, columns]`` follows attention through every block down to the input patches.
+    ``[rows, columns]`` follows attention through every block down to the input patches. Where class attention makes the descriptor, both
+    are its own token's: ``heads`` of its last block, and ``rollout`` through its blocks and then the backbone's, None where those have none.
     """
 
     heads: torch.Tensor
-    rollout: torch.Tensor
+    rollout: torch.Tensor | None
 
     @property
     def mean(self) -> torch.Tensor:
@@ -38,9 +40,10 @@ _ASKING: dict[Pooling, tuple[int, ...]] = {"cls": (0,), "dist": (1,), "cls_dist_
 
 
 def asking_tokens(encoder: Encoder) -> tuple[int, ...]:
-    """Return the prefix tokens whose attention is shown (0 is the class token, 1 the distillation token), or none: then the patches' is.
+    """Return the backbone's prefix tokens whose attention is shown (0 is the class token, 1 the distillation token), or none.
 
-    They are those that the descriptor is made from. Nothing has taught the others where to look.
+    They are those that the descriptor is made from: nothing has taught the others where to look. With none it is the patches' that is
+    shown, or of class attention, whose token is no part of the backbone, its own.
     """
     return _ASKING.get(encoder.model.pooling, ())
 
@@ -53,26 +56,29 @@ def attention(encoder: Encoder, image: torch.Tensor) -> Attention:
     biases, rotary positions and query norms are all in them. One image at a time: memory is that of a few [heads, tokens, tokens].
 
     Raises:
-        ModelError: the backbone has no attention of every token to every token, once a block.
+        ModelError: the backbone has no attention of every token to every token, once a block, and no class attention is on it.
     Source: Caron et al. 2021, arXiv 2104.14294, section 4.2.2 (class-token attention of the last block); rollout: Abnar and
         Zuidema 2020, arXiv 2005.00928, section 3 (heads averaged, half of each block's flow from its residual connection).
     """
-    flow = _Flow(encoder.model.backbone)
+    flow = _Flow()
     with watching(encoder, flow.see):
         tokens = encoder.tokens(image[None].to(encoder.device))
     num_prefix, num_patches = tokens.prefix.shape[1], tokens.patches.shape[1]
-    if flow.last is None or flow.rolled is None or flow.num_blocks != num_blocks(encoder, flow.num_blocks):
-        raise no_attention(encoder.model.backbone)
-    if flow.last.shape[-1] != num_prefix + num_patches:
-        raise no_attention(encoder.model.backbone)
+    is_seen = flow.is_whole(num_prefix + num_patches, num_blocks(encoder, flow.num_blocks))
 
-    def asked(weights: torch.Tensor) -> torch.Tensor:
-        """[..., tokens, tokens] -> [..., rows, columns]: the mean of the asking tokens' rows, the patches' columns."""
-        rows = list(asking_tokens(encoder)) or slice(num_prefix, None)
-        row = weights[..., rows, :].mean(dim=-2)
-        return row[..., num_prefix:].reshape(*row.shape[:-1], *tokens.grid).float().cpu()
+    def on_grid(row: torch.Tensor) -> torch.Tensor:
+        """[..., N] -> [..., rows, columns]."""
+        return row.reshape(*row.shape[:-1], *tokens.grid).float().cpu()
 
-    return Attention(asked(flow.last), asked(flow.rolled))
+    if isinstance(encoder.class_attention, ClassAttention):
+        asked = _asked_by_class_attention(encoder, tokens.patches)
+        rolled = _rolled(asked) @ flow.rolled[num_prefix:, num_prefix:] if is_seen else None
+        return Attention(on_grid(asked[-1][:, 1:]), None if rolled is None else on_grid(rolled))
+    if not is_seen:
+        raise no_attention(encoder.model.backbone)
+    rows = list(asking_tokens(encoder)) or slice(num_prefix, None)
+    heads, rollout = (weights[..., rows, num_prefix:].mean(dim=-2) for weights in (flow.last, flow.rolled))
+    return Attention(on_grid(heads), on_grid(rollout))
 
 
 def no_attention(backbone: str) -> ModelError:
@@ -82,23 +88,44 @@ def no_attention(backbone: str) -> ModelError:
     )
 
 
-class _Flow:
-    """Keeps the last block's probabilities of one image, and the product over the blocks."""
+def _asked_by_class_attention(encoder: Encoder, patches: torch.Tensor) -> list[torch.Tensor]:
+    """Return of each block of the class attention what its token attends to, ``[heads, 1 + N]``: itself, then the patches ``[1, N, D]``."""
+    asked: list[torch.Tensor] = []
+    with watching(encoder, lambda call: asked.append(probabilities(call.queries, call.keys)[0, :, 0])):
+        encoder.class_attention(patches)
+    return asked
 
-    def __init__(self, backbone: str) -> None:
-        self.backbone = backbone
-        self.last: torch.Tensor | None = None  # [heads, tokens, tokens]
-        self.rolled: torch.Tensor | None = None  # [tokens, tokens]
+
+def _rolled(asked: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the share ``[N]`` of each patch in the token that has asked, block after block; what is left to 1 is the token as it began."""
+    share = torch.zeros_like(asked[0][0, 1:])
+    for weights in asked:
+        mean = weights.mean(dim=0)
+        share = ((1 + mean[0]) * share + mean[1:]) / 2
+    return share
+
+
+class _Flow:
+    """Keeps the last block's probabilities of one image, and the product over the blocks, as long as all tokens ask all."""
+
+    def __init__(self) -> None:
+        self.last = torch.empty(0)  # [heads, tokens, tokens]
+        self.rolled = torch.empty(0)  # [tokens, tokens]
         self.num_blocks = 0
+        self.num_others = 0  # windows, pooled keys, or a class token alone that asks
 
     def see(self, call: AttentionCall) -> None:
-        others = call.num_queries if self.last is None else self.last.shape[-1]
-        if not call.is_square or len(call.queries) != 1 or others != call.num_queries:
-            raise no_attention(self.backbone)  # windows, pooled keys, or a class token alone that asks
+        if not call.is_square or len(call.queries) != 1 or (self.num_blocks and len(self.rolled) != call.num_queries):
+            self.num_others += 1
+            return
         self.last = probabilities(call.queries, call.keys, bias=call.bias, scale=call.scale)[0]
         flow = residual_flow(self.last)
-        self.rolled = flow if self.rolled is None else flow @ self.rolled
+        self.rolled = flow @ self.rolled if self.num_blocks else flow
         self.num_blocks += 1
+
+    def is_whole(self, num_tokens: int, num_blocks: int) -> bool:
+        """Return whether every block was one attention of all these tokens to all."""
+        return not self.num_others and self.num_blocks == num_blocks and len(self.rolled) == num_tokens
 
 
 def residual_flow(weights: torch.Tensor) -> torch.Tensor:

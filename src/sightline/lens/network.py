@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 NUM_HEADS = 12
 FILTERS_A_ROW = 7
 ASKERS = {
-    (): "the patches look, on average,",
-    (0,): "the class token looks",
-    (1,): "the distillation token looks",
-    (0, 1): "the class and the distillation token look, on average,",
+    (): "the patches look, on average, in the last block",
+    (0,): "the class token looks in the last block",
+    (1,): "the distillation token looks in the last block",
+    (0, 1): "the class and the distillation token look, on average, in the last block",
 }
+CLASS_ATTENTION_ASKS = "the class attention that the descriptor is pooled by looks in its own last block"
 
 FILES = ("filters.png", "positions.png", "attention_distance.png", "attention.png", "patches.png", "token_norms.png", "cka.png")
 
@@ -126,11 +127,11 @@ def _add_distance(page: Page, insides: Sequence[Inside], sheets: Sheets) -> None
 def _add_attention(page: Page, views: Sequence[View], sheets: Sheets) -> bool:
     view = views[0]
     whose = f"Of {view.label} alone. " if len(views) > 1 else ""
-    asks = ASKERS[asking_tokens(view.encoder)]
+    asks = CLASS_ATTENTION_ASKS if view.encoder.model.pooling == "class_attention" else ASKERS[asking_tokens(view.encoder)]
     page.section(
         "Attention",
-        f"{whose}Where {asks} in the last block, and attention rolled out over all blocks. Each map is stretched from its least to its most "
-        "attended patch.",
+        f"{whose}Where {asks}, and, of a plain Vision Transformer, attention rolled out over all blocks. Each map is stretched from its least "
+        "to its most attended patch.",
     )
     rows = []
     for place in view.example_places():
@@ -142,7 +143,7 @@ def _add_attention(page: Page, views: Sequence[View], sheets: Sheets) -> bool:
         except ModelError as error:
             page.text(f"None to show: {error}.")
             return False
-        maps = [("all heads", seen.mean), ("rollout", seen.rollout)]
+        maps = [("all heads", seen.mean)] + ([] if seen.rollout is None else [("rollout", seen.rollout)])
         maps += [(f"head {number}", heat) for number, heat in enumerate(seen.heads[:NUM_HEADS], 1)]
         pictures = [Picture(draw.overlay(image, heat.numpy()), name) for name, heat in maps]
         page.picture_strip(pictures, lead=Picture(image, view.name(place), "as the model sees it"))

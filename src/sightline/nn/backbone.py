@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sightline.contracts import Tokens
-from sightline.errors import ModelError, nearest
+from sightline.errors import ModelError, first_line, nearest
 from sightline.nn.checkpoints import load_weights
 from sightline.nn.families import fix_positions
 from sightline.nn.multiscale import rescale
@@ -30,6 +30,9 @@ from sightline.recipe import ModelSpec
 HUB_TIMEOUT_S = 3.0
 
 FAMILIES = {"VisionTransformer": "vit", "SwinTransformer": "swin", "ResNet": "resnet"}
+
+SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError)
+"""How timm's networks refuse an image of another size than their own."""
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,14 @@ class Backbone(nn.Module):
         self.has_distillation = hasattr(net, "dist_token")
 
     def forward(self, images: torch.Tensor) -> Tokens:
-        """Return the tokens of normalised images ``[B, 3, H, W]``, after the network's last norm."""
+        """Return the tokens of normalised images ``[B, 3, H, W]``, after the network's last norm.
+
+        Raises:
+            ModelError: the network has several sets of tokens, or its tokens are no grid.
+        """
         features = self.net.forward_features(images)  # type: ignore[operator]
+        if not isinstance(features, torch.Tensor):
+            raise ModelError(f"{type(self.net).__name__} gives several sets of tokens, not one: take another backbone")
         if features.ndim == 4:
             if getattr(self.net, "output_fmt", "NCHW") != "NHWC":
                 features = features.permute(0, 2, 3, 1)
@@ -97,32 +106,26 @@ class Backbone(nn.Module):
             try:
                 with torch.no_grad():
                     self(image)
-            except (AssertionError, RuntimeError, ValueError) as error:
+            except SIZE_ERRORS as error:
                 raise ModelError(
-                    f"{spec.backbone} was made for images of {image_px} px and does not take the scale {scale:g} ({_first_line(error)}): "
+                    f"{spec.backbone} was made for images of {image_px} px and does not take the scale {scale:g} ({first_line(error)}): "
                     "keep scales=1, or take a plain ViT or a convolutional backbone"
                 ) from error
 
     def take_any_size(self) -> None:
-        """Let the network take images of any size whose sides are multiples of the patch; those of its own size give what they gave.
+        """Let a plain ViT or a Swin take images of any size whose sides are multiples of the patch; those of its own size give what they gave.
 
-        Raises:
-            ModelError: its positions are bound to one size.
+        Other networks stay as they are: some take any size by themselves.
         """
         net: Any = self.net
-        embed = getattr(net, "patch_embed", None)
-        if embed is None or getattr(net, "dynamic_img_size", False):
+        if getattr(net, "dynamic_img_size", False) or not isinstance(net, VisionTransformer | SwinTransformer):
             return
+        net.dynamic_img_size, net.patch_embed.strict_img_size = True, False
         if isinstance(net, VisionTransformer):
-            net.dynamic_img_size, embed.strict_img_size = True, False
-            embed.flatten, embed.output_fmt = False, Format.NHWC
-        elif isinstance(net, SwinTransformer):
-            net.dynamic_img_size, embed.strict_img_size = True, False
-            for block in net.modules():
-                if isinstance(block, SwinTransformerBlock):
-                    block.dynamic_mask = True  # its attention masks are made for each size
-        else:
-            raise ModelError(f"{type(net).__name__} takes images of one size only: take a plain ViT, a Swin or a convolutional backbone")
+            net.patch_embed.flatten, net.patch_embed.output_fmt = False, Format.NHWC
+        for block in net.modules():
+            if isinstance(block, SwinTransformerBlock):
+                block.dynamic_mask = True  # its attention masks are made for each size
 
     def _grid(self, num_patches: int, images: torch.Tensor) -> tuple[int, int]:
         height, width = images.shape[-2:]
@@ -178,6 +181,8 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
     backbone = Backbone(net)
     if weights not in ("hub", "random"):
         left_out = load_weights(net, Path(weights), spec.positions_resize)
+        if spec.pooling == "class_attention":  # whose own weights the encoder takes from there
+            left_out = [name for name in left_out if not name.startswith("class_attention.")]
         if left_out:
             log.warning("%s: left out %s", weights, ", ".join(left_out))
     if spec.checkpoint_gradients:
@@ -207,13 +212,13 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         net = _timm_model(spec.backbone, pretrained, arguments, optional)
     except (OSError, RuntimeError) as error:
         if not pretrained:
-            raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
+            raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {first_line(error)}") from error
         raise ModelError(
-            f"the weights of {spec.backbone} could not be had from the model hub ({_first_line(error)}): where there is no network, pass a "
+            f"the weights of {spec.backbone} could not be had from the model hub ({first_line(error)}): where there is no network, pass a "
             "downloaded file with --set weights=/path/to/model.safetensors, or start from scratch with --set weights=random"
         ) from error
     except (TypeError, AssertionError, ValueError) as error:
-        raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {_first_line(error)}") from error
+        raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {first_line(error)}") from error
     if fixed:
         fix_positions(net)
     if spec.positions_at == "dino":
@@ -244,10 +249,6 @@ def _timm_model(name: str, pretrained: bool, arguments: dict[str, Any], optional
             raise
         rest = {option: value for option, value in optional.items() if option not in refused}
         return _timm_model(name, pretrained, arguments, rest)  # a network that takes any size has no img_size
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def hub_is_reachable() -> bool:

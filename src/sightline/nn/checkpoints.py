@@ -1,4 +1,4 @@
-"""Weights from files in the public layouts: timm's, a Sightline model folder, the original DINO's, and the JAX originals of ViT, hybrids and BiT.
+"""Weights from files in the public layouts: timm's, a Sightline model folder, DINO's and SelfPatch's, and the JAX originals of ViT, hybrids and BiT.
 
 Every layout is first put under timm's names, and then held to one rule: all that the network learns is in the file, and what the file
 holds beyond it is a head, which is listed and left out. A file is read as numbers: none can run code.
@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, first_line
 from sightline.nn.positions import resize_positions
 from sightline.recipe import PositionsResize
 
@@ -38,8 +38,17 @@ HEAD_PREFIXES = (
     "projection.",
     "reduction.",
     "class_attention.",
+    "c_head.",
+    "p_head.",
 )
 """Weights that a file may hold and a headless backbone has no place for: the one list that loading may leave out."""
+
+SELFPATCH_NAMES = (
+    ("ca_head.cls_token", "class_attention.class_token"),
+    ("ca_head.cls_blocks.", "class_attention.blocks."),
+    ("ca_head.", "class_attention."),
+)
+"""What the beginning of a name of the SelfPatch authors' class attention becomes in an ``Encoder``; the first that fits is taken."""
 
 TRIGGERS = ("mask_token",)
 """Of no use to a network, but timm knows a layout by them: they are left out after it has renamed."""
@@ -117,7 +126,7 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         held: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"'{file}' is not a readable safetensors file ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable safetensors file ({first_line(error)})") from error
     return {name.removeprefix("backbone.net."): value for name, value in held.items()}
 
 
@@ -132,7 +141,7 @@ def read_torch(file: Path) -> Any:
     """Return what a torch file holds: tensors and plain data, for nothing else is read.
 
     Raises:
-        ModelError: there is no such file, or it holds what could run code, or it is damaged.
+        ModelError: there is no such file, it is no checkpoint or a damaged one, or it holds what could run code.
     """
     try:
         # DINO keeps the settings of its run, a Namespace, beside the weights. What torch warns of, it then reads or refuses.
@@ -140,17 +149,29 @@ def read_torch(file: Path) -> Any:
             warnings.simplefilter("ignore")
             held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _is_zip_or_pickle(file):
+            raise ModelError(f"'{file}' is no checkpoint: give a file that torch.save has written") from error
         raise ModelError(
             f"'{file}' holds more than numbers, which could run code when read, so it was not read: "
             "where you trust it, save its state_dict alone with torch.save or as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ModelError(f"'{file}' is not a readable torch file ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable torch file ({first_line(error)})") from error
     return held
 
 
+def _is_zip_or_pickle(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(2).startswith((b"PK", b"\x80"))
+
+
+def renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
+    """Return the name with its beginning replaced, by the first pair of ``names`` that fits."""
+    return next((ours + name.removeprefix(theirs) for theirs, ours in names if name.startswith(theirs)), name)
+
+
 def _without_wrappers(held: Any, file: Path) -> dict[str, torch.Tensor]:
-    """Return the backbone and head of a torch file: the teacher of a DINO run, which is what its authors evaluate; ``model`` elsewhere."""
+    """Return the backbone and heads of a torch file: the teacher of a DINO run, which is what its authors evaluate; ``model`` elsewhere."""
     for name in ("teacher", "model", "state_dict"):
         if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
             held = held[name]
@@ -158,7 +179,7 @@ def _without_wrappers(held: Any, file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(held, Mapping) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
         what = f"a dictionary of {', '.join(map(str, list(held)[:5]))}" if isinstance(held, Mapping) else f"a {type(held).__name__}"
         raise ModelError(f"'{file}' holds {what}, not weights: save the state_dict, alone or under teacher, model or state_dict")
-    return {str(name).removeprefix("module.").removeprefix("backbone."): value for name, value in held.items()}
+    return {renamed(str(name).removeprefix("module.").removeprefix("backbone."), SELFPATCH_NAMES): value for name, value in held.items()}
 
 
 # --- the JAX originals: google-research/vision_transformer and google-research/big_transfer ------------------------------------------
@@ -208,7 +229,7 @@ def _read_jax(file: Path) -> dict[str, torch.Tensor]:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays: Arrays = {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # TypeError: one bare array
-        raise ModelError(f"'{file}' is not a readable archive of plain arrays ({_first_line(error)})") from error
+        raise ModelError(f"'{file}' is not a readable archive of plain arrays ({first_line(error)})") from error
     kept_beside = "opt/target/"  # what holds the model where an optimiser was saved with it
     arrays = {
         name.removeprefix(kept_beside): array
@@ -243,10 +264,6 @@ def _torch_layout(name: str, array: npt.NDArray[np.float32]) -> npt.NDArray[np.f
         return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
     flat = array.reshape(-1, array.shape[-1]) if "/out/" in name else array.reshape(len(array), -1)  # [heads, D / heads, D], else [D, ...]
     return np.ascontiguousarray(flat.T)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 READERS: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {

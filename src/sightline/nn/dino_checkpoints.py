@@ -6,6 +6,7 @@ torch's older weight norm, and the parametrisation's ``original0`` and ``origina
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,36 +15,31 @@ import torch
 from torch import nn
 
 from sightline.errors import ModelError
-from sightline.nn.checkpoints import read_torch
+from sightline.nn.checkpoints import SELFPATCH_NAMES, read_torch, renamed
 
 OUR_NAMES = (
-    ("module.", ""),
     ("backbone.", "encoder.backbone.net."),
-    ("ca_head.cls_token", "encoder.class_attention.class_token"),
-    ("ca_head.cls_blocks.", "encoder.class_attention.blocks."),
-    ("ca_head.", "encoder.class_attention."),
+    *((theirs, f"encoder.{ours}") for theirs, ours in SELFPATCH_NAMES),
     ("head.", "image_head."),
     ("c_head.", "image_head."),
     ("p_head.", "patch_head."),
 )
-"""What the beginning of a name becomes in a ``Branch``; the first that fits is taken, ``module.`` before all."""
+"""What the beginning of a name, but for ``module.``, becomes in a ``Branch``; the first that fits is taken."""
 
-CENTERS = {"center": "center", "patch_center": "patch_center"}
+log = logging.getLogger(__name__)
 
 
 def our_name(name: str) -> str:
     """Return a parameter's name in a ``Branch`` for its name in the authors' checkpoint."""
-    name = name.removeprefix("module.")
-    for theirs, ours in OUR_NAMES[1:]:
-        if name.startswith(theirs):
-            name = ours + name.removeprefix(theirs)
-            break
+    name = renamed(name.removeprefix("module."), OUR_NAMES)
     name = name.replace("last_layer.weight_g", "last_layer.parametrizations.weight.original0")
     return name.replace("last_layer.weight_v", "last_layer.parametrizations.weight.original1")
 
 
 def load_dino(file: Path, student: nn.Module, teacher: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
     """Load a full checkpoint into student, teacher and the centres among ``buffers``, all of which must have its sizes.
+
+    Lengths of prototypes come along, as DINO learnt some (``norm_last_layer=False``); whether they go on learning is the student's to say.
 
     Raises:
         ModelError: no such file, not a full checkpoint, or of another network or heads.
@@ -53,6 +49,8 @@ def load_dino(file: Path, student: nn.Module, teacher: nn.Module, buffers: Mappi
         raise ModelError(f"'{file}' is no full checkpoint: it must hold student and teacher (a backbone alone is loaded by model.weights)")
     for part, branch in (("student", student), ("teacher", teacher)):
         _load(file, part, branch, {our_name(name): value for name, value in held[part].items()})
+    if _has_fixed_gains(student):
+        log.warning("%s: its prototypes have lengths of their own, which stay as they are; set learn_gains=true to let them learn on", file)
     loss: Any = held.get("dino_loss", {})
     for name, buffer in buffers.items():
         if buffer.numel():
@@ -61,6 +59,12 @@ def load_dino(file: Path, student: nn.Module, teacher: nn.Module, buffers: Mappi
                     f"'{file}' has no {name} of {buffer.numel():,} answers: set num_prototypes and num_patch_prototypes to its own"
                 )
             buffer.copy_(loss[name].reshape(buffer.shape))
+
+
+def _has_fixed_gains(student: nn.Module) -> bool:
+    """Return whether prototypes have other lengths than 1 that do not learn."""
+    gains = (value for name, value in student.named_parameters() if name.endswith("last_layer.parametrizations.weight.original0"))
+    return any(not value.requires_grad and bool((value != 1).any()) for value in gains)
 
 
 def _load(file: Path, part: str, branch: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from torch import nn
 from sightline.contracts import FloatArray, PatchFeatures, Tokens
 from sightline.data.images import BadImage, decode, own_size, read_bytes
 from sightline.data.transforms import WholeTransform, eval_transform
-from sightline.errors import DataError, ModelError
-from sightline.nn.backbone import Backbone, build
+from sightline.errors import DataError, ModelError, first_line, is_memory_full
+from sightline.nn.backbone import SIZE_ERRORS, Backbone, build
 from sightline.nn.checkpoints import read_weights
 from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
@@ -116,18 +117,38 @@ class Encoder(nn.Module):
         """Return the backbone's tokens of normalised images ``[B, 3, H, W]`` of any size: learned positions follow, patch by patch.
 
         Raises:
-            ModelError: the network takes images of one size only, or a side is no multiple of its patch.
+            ModelError: the network does not take this size, or a side is no multiple of its patch.
         """
-        height, width = images.shape[-2:]
-        if (height, width) != (self.image.image_px, self.image.image_px):
-            self.backbone.take_any_size()
-            multiple = self.backbone.multiple_px
-            if height % multiple or width % multiple:
-                raise ModelError(
-                    f"{self.model.backbone} cuts patches of {multiple} px: the sides of an image must be multiples, got {width} x {height}"
-                )
-        tokens: Tokens = self.backbone(images)
+        with self.any_size(images):
+            tokens: Tokens = self.backbone(images)
         return tokens
+
+    @contextmanager
+    def any_size(self, images: torch.Tensor) -> Iterator[None]:
+        """Let the backbone be given these images within, whatever their size, and its refusal of a size be one line.
+
+        Raises:
+            ModelError: the network does not take this size, or a side is no multiple of its patch.
+        """
+        (height, width), own = images.shape[-2:], self.image.image_px
+        if (height, width) == (own, own):
+            yield
+            return
+        multiple = self.backbone.multiple_px
+        if height % multiple or width % multiple:
+            raise ModelError(
+                f"{self.model.backbone} cuts patches of {multiple} px: the sides of an image must be multiples, got {width} x {height}"
+            )
+        self.backbone.take_any_size()
+        try:
+            yield
+        except SIZE_ERRORS as error:
+            if is_memory_full(error):
+                raise
+            raise ModelError(
+                f"{self.model.backbone} was made for images of {own} px and does not take {width} x {height} ({first_line(error)}): keep to its "
+                "size, or take a plain ViT, a Swin or a convolutional backbone"
+            ) from error
 
     def embed(self, pictures: Sequence[Picture], *, batch_size: int = 32, precision: Precision = "auto") -> FloatArray:
         """Return unit-length descriptors float32 ``[M, D]`` of paths, file bytes or PIL images, in their order.
@@ -154,7 +175,7 @@ class Encoder(nn.Module):
 
         Raises:
             DataError: one of them cannot be decoded.
-            ModelError: the network takes images of one size only, and this picture comes to another.
+            ModelError: the network does not take the size that a picture comes to.
         """
         transform = self.whole(short_px)
         waiting: list[tuple[torch.Tensor, tuple[int, int]]] = []
@@ -200,13 +221,21 @@ class Encoder(nn.Module):
 
 
 def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:
-    """Return the class-attention pooling, with the weights that a model's own file or folder has for it."""
+    """Return the class-attention pooling, with the weights that a model's file or folder has for it."""
     made = ClassAttention(backbone.width, backbone.num_heads)
     if model.weights not in ("hub", "auto", "random"):
         held = read_weights(Path(model.weights))
         own = {name.removeprefix("class_attention."): value for name, value in held.items() if name.startswith("class_attention.")}
         if own:
-            made.load_state_dict(own)
+            ones = {
+                name: value for name, value in made.state_dict().items() if ".gamma_" in name
+            }  # the SelfPatch authors' blocks do without
+            try:
+                made.load_state_dict(ones | own)
+            except RuntimeError as error:
+                raise ModelError(
+                    f"'{model.weights}' holds another class attention than {model.backbone}'s: take another pooling"
+                ) from error
     return made
 
 

@@ -89,9 +89,9 @@ class PyramidFeatures(nn.Module):
     def forward(self, images: torch.Tensor) -> Maps:
         """Return the maps of normalised images, float32, finest first."""
         if isinstance(self.pyramid, StagePyramid):
-            self.encoder.backbone.take_any_size()
             net: Any = self.encoder.backbone.net
-            stages = net.forward_intermediates(images, indices=self.stages, output_fmt="NCHW", intermediates_only=True)
+            with self.encoder.any_size(images):
+                stages = net.forward_intermediates(images, indices=self.stages, output_fmt="NCHW", intermediates_only=True)
             maps = self.pyramid(stages)
         else:
             maps = self.pyramid(self.encoder.tokens(images))

@@ -41,7 +41,7 @@ def patch_stream(
     ``B`` is at most ``PICTURES_AT_ONCE``. Of a record with a box the grid covers the box, in the pixels of its file.
 
     Raises:
-        ModelError: the network takes images of one size only.
+        ModelError: the network does not take the size that an image comes to.
     """
     transform = encoder.whole(short_px)
     meter = Meter()
