@@ -17,7 +17,7 @@ from PIL import Image
 from sightline.train import checkpoint
 
 SETTINGS = [
-    "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "image_px=16", "steps=6", "log_every=1", "workers=0", "clip_norm=1",
+    "backbone_args=patch_size=4,depth=2,embed_dim=16,num_heads=2", "image_px=16", "steps=6", "log_every=1", "workers=0", "clip_norm=1",
     "warmup_steps=0", "weights=random", "precision=fp32", "validation=0.25",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ OBJECTIVES["tuples"] = f"{IRT} tuples_per_batch=2 negatives=2 query_size=6 pool_
 # Adam makes a step of what rounding leaves of it.
 OBJECTIVES["classify"] = "classify/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.5"
 CROPS = "crop_px=16,8 num_crops=2,2 num_prototypes=8 num_patch_prototypes=8 head_hidden=16 head_bottleneck=8 freeze_last_steps=2"
-OBJECTIVES["selfpatch"] = f"selfpatch/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.1 head_batch_norm=true {CROPS}"
+OBJECTIVES["selfpatch"] = f"selfpatch/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.02 head_batch_norm=true {CROPS}"
 # Queries and keys of every patch, batch norms over both processes, queues that go round. SGD, for the biases before a batch norm have no gradient.
 OBJECTIVES["moby"] = (
     "moby/selfpatch-small images_per_batch=8 drop_path=0 optimizer=sgd lr=0.005 crop_px=16 projector_hidden=32 projector_out=16 queue_length=10 "
