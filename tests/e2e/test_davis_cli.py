@@ -75,6 +75,10 @@ def test_a_sweep_without_labels_is_measured_by_video(tmp_path: Path, capsys: pyt
     assert not out.exists()  # nothing was trained for that
     assert main([*asked, "--protocol", "davis,short_px=64,contxt=2", "--measure-on", str(root)]) == 2
     assert "did you mean 'context'" in capsys.readouterr().err
+    assert main([*asked, "--protocol", "daviss", "--measure-on", str(root)]) == 2
+    assert "did you mean 'davis'" in capsys.readouterr().err
+    assert main([*asked, "--protocol", "davis", "--measure-on", str(root / "not")]) == 2
+    assert "is not there: --measure-on names the data" in capsys.readouterr().err
     assert not out.exists()
     assert main([*asked, "--protocol", "davis,short_px=64,context=2", "--measure-on", str(root)]) == 0
     rows = json.loads(capsys.readouterr().out)["table"]

@@ -98,7 +98,7 @@ def evaluate(
     """
     where, bad_files = runtime.device(device), BadFiles()
     reranker = parse(rerank) if rerank else None
-    read = _judged if _is_benchmark(protocol) else _labelled
+    read = _judged if is_benchmark(protocol) else _labelled
     task = read(data, model, bad_files, dataset=dataset, verify=verify, protocol=protocol, split=split, distractors=distractors)
     encoder = model_folder.load(model, device=where)
     found = embed_records(encoder, task.records, bad_files, precision=precision)
@@ -119,7 +119,12 @@ def evaluate(
     return evaluation
 
 
-def _is_benchmark(protocol: str) -> bool:
+def is_benchmark(protocol: str) -> bool:
+    """Return whether ``protocol`` names a judged benchmark, and not one by labels.
+
+    Raises:
+        UsageError: it is neither.
+    """
     name, benchmarks, by_labels = protocol.partition(",")[0], catalog.names("benchmarks"), ["auto", *catalog.names("protocols")]
     if name not in (*benchmarks, *by_labels):
         raise UsageError(f"unknown protocol '{name}'{nearest(name, [*benchmarks, *by_labels, *catalog.names('dense_protocols')])}")

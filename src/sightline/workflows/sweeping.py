@@ -64,11 +64,15 @@ class _Ruler:
         """Refuse what could not be measured, before the first run is trained.
 
         Raises:
-            UsageError: the protocol is unknown, or asks for labels or a split that the data lack.
+            UsageError: the protocol is unknown, or asks for data, labels or a split that are not there.
         """
+        if self.data is not None and not Path(self.data).exists():
+            raise UsageError(f"'{self.data}' is not there: --measure-on names the data that the runs are measured on")
         if dense.is_dense(self.protocol):
             parse(self.protocol)
             return
+        if self.protocol != classifying.PROTOCOL:
+            measuring.is_benchmark(self.protocol)
         spec, data = recipe.data, self.data or trained_on
         if self.protocol == "auto" and _classifies(recipe):
             classifying.require_split(data, dataset=spec.dataset, verify=spec.verify)
