@@ -241,9 +241,9 @@ def test_settings_that_cannot_be_say_so(settings: list[str], message: str) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["crop_px=32,18"], "crops of 18 px are no multiple"),
-        (["crop_px=32,8"], "has 1 x 1 patches of 8 px, alone, without neighbours"),
-        (["wrap=torus"], "a crop of 16 px has 2 x 2 patches of 8 px, smaller than the window, take wrap=clip"),
+        (["crop_px=32,18"], "cuts patches of 8 px: the sides of an image must be multiples, got 18 x 18"),
+        (["crop_px=32,8"], "a crop of 8 px has 1 x 1 patches, alone, without neighbours"),
+        (["wrap=torus"], "a crop of 16 px has 2 x 2 patches, smaller than the window: take wrap=clip"),
     ],
 )
 def test_crops_that_do_not_fit_are_refused_before_a_run_is_opened(settings: list[str], message: str) -> None:

@@ -61,20 +61,21 @@ def require_for_crops(recipe: Recipe) -> None:
         raise RecipeError("layer_decay is for weights that have learnt already: without labels all layers learn at one rate")
 
 
+@torch.no_grad()
 def require_grids(encoder: Encoder, crop_px: Iterable[int], window: int = 0, wrap: Wrap = "clip") -> None:
-    """Hold crops to whole patches and, with a ``window`` of neighbours, to grids that have some.
+    """Hold an encoder to crops of these sizes and, with a ``window`` of neighbours, to grids that have some, by asking it once.
 
     Raises:
-        ModelError: a size of crops that does not fit.
+        ModelError: a size of crops that the network does not take, or of one patch alone, or on a torus of fewer than the window.
     """
-    multiple = encoder.backbone.multiple_px
+    was_training = encoder.training
+    encoder.eval()
     for side_px in crop_px:
-        if side_px % multiple:
-            raise ModelError(f"{encoder.model.backbone} cuts patches of {multiple} px: crops of {side_px} px are no multiple, set crop_px")
-        grid = side_px // multiple
-        if window and (grid < 2 or (wrap == "torus" and grid < window)):
-            what = "smaller than the window, take wrap=clip or" if grid > 1 else "alone, without neighbours:"
-            raise ModelError(f"a crop of {side_px} px has {grid} x {grid} patches of {multiple} px, {what} larger crop_px")
+        rows, columns = encoder.tokens(torch.zeros(1, 3, side_px, side_px, device=encoder.device)).grid
+        if window and (rows < 2 or (wrap == "torus" and rows < window)):
+            what = "smaller than the window: take wrap=clip or" if rows > 1 else "alone, without neighbours: set"
+            raise ModelError(f"a crop of {side_px} px has {rows} x {columns} patches, {what} a larger crop_px")
+    encoder.train(was_training)
 
 
 def follower_of(encoder: Encoder) -> Encoder:
