@@ -7,6 +7,7 @@
     python studies/selfpatch.py pictures OUT IMAGE [IMAGE ...] --to docs/figures/selfpatch.png
 
 Every image of the pool is learnt from without its label. "scratch" is what DINO + SelfPatch begins with, "scratch, class token" what DINO does.
+"DINO + class attention" is DINO + SelfPatch without patches that learn: what the network alone is worth.
 A run that is there is not made again, and every measure is kept as it comes, so a study goes on where it stopped.
 """
 
@@ -34,6 +35,7 @@ VARIANTS = {
     "scratch, class token": ("selfpatch/dino-small", ("steps=0",)),
     "scratch": ("selfpatch/small", ("steps=0",)),
     "DINO": ("selfpatch/dino-small", ()),
+    "DINO + class attention": ("selfpatch/small", ("patch_weight=0",)),
     "DINO + SelfPatch": ("selfpatch/small", ()),
 }
 
