@@ -1,11 +1,12 @@
 """What does a step of DINO cost beside lightly's building blocks, and what do SelfPatch's patches add?
 
     python benchmarks/selfpatch_step.py [--repeats 5] [--batch 64] [--crops 2 6] [--image-px 224 96] [--backbone vit_tiny_patch16_224]
-        [--device cpu] [--json]
+        [--device cpu] [--give-back] [--json]
 
 Both DINO steps: the same ViT without drop path, the head of 65,536 prototypes, the same crops in float32, one forward for all crops of a size,
 clipping, AdamW, the teacher's average. lightly's is put together of its DINOProjectionHead, DINOLoss and update_momentum; it is left out
-where lightly is not installed. Ours is the training loop's own step. The three take turns. What SelfPatch needs beyond DINO is counted on
+where lightly is not installed. Ours is the training loop's own step. The three take turns, and each is told with the page faults of its last step;
+--give-back leaves glibc as it is, which hands every large tensor back to the kernel (see runtime.keep_freed_memory). What SelfPatch needs beyond DINO is counted on
 both graphs, so the last ratio is of time to arithmetic.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import copy
 import itertools
 import json
+import resource
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -27,6 +29,7 @@ import torch
 from _common import head, interleaved, machine, median_ratio, table
 from torch import nn
 
+from sightline import runtime
 from sightline.contracts import Batch
 from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe, coco
 from sightline.nn.encoder import Encoder
@@ -99,9 +102,11 @@ def ours(recipe: SelfPatchRecipe, batch: Batch, folder: Path, device: torch.devi
     return loop, lambda: loop._step(stream, meter)
 
 
-def waiting(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
+def waiting(step: Callable[[], object], device: torch.device, faults: dict[str, int], name: str) -> Callable[[], None]:
     def run() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         step()
+        faults[name] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -116,14 +121,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     made = recipes(options.backbone, options.batch, options.crops, options.image_px)
     steps: dict[str, Callable[[], None]] = {}
     loops: dict[str, Loop] = {}
+    faults: dict[str, int] = {}
+    if options.give_back:
+        runtime.keep_freed_memory = lambda where: None
     try:
-        steps["lightly"] = waiting(Lightly(made["DINO"], batch).step, device)
+        steps["lightly"] = waiting(Lightly(made["DINO"], batch).step, device, faults, "lightly")
     except ImportError:
         print("lightly is not installed: measured without it (pip install lightly)")
     with tempfile.TemporaryDirectory() as folder:
         for name, recipe in made.items():
             loops[name], step = ours(recipe, batch, Path(folder), device)
-            steps[name] = waiting(step, device)
+            steps[name] = waiting(step, device, faults, name)
         interleaved(steps, 1)  # warm; the loop counts its FLOPs on this one
         times = interleaved(steps, options.repeats)
     flops = {name: loop.progress.compute.flops_per_step for name, loop in loops.items()}
@@ -131,6 +139,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     cpus = {name: [run.cpu_s for run in runs] for name, runs in times.items()}
     answer: dict[str, Any] = {
         "median_ms": {name: 1000 * statistics.median(values) for name, values in walls.items()},
+        "page_faults": faults,
         "tflops": {name: value / 1e12 for name, value in flops.items()},
         "selfpatch_over_dino": {
             "flops": flops["SelfPatch"] / flops["DINO"],
@@ -154,6 +163,7 @@ def main() -> None:
     parser.add_argument("--image-px", type=int, nargs=2, default=[224, 96])
     parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="a ViT of timm's")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--give-back", action="store_true", help="let freed memory go back to the kernel")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     facts, found = machine(), measure(options)
@@ -162,9 +172,10 @@ def main() -> None:
         return
     print(head(__doc__.splitlines()[0], facts))
     rows = [
-        (name, f"{ms:.0f}", f"{found['tflops'][name]:.3f}" if name in found["tflops"] else "") for name, ms in found["median_ms"].items()
+        (name, f"{ms:.0f}", f"{found['tflops'][name]:.3f}" if name in found["tflops"] else "", f"{found['page_faults'][name]:,}")
+        for name, ms in found["median_ms"].items()
     ]
-    print(table((f"a step of {options.batch} images, {options.backbone}", "ms", "TFLOP"), rows))
+    print(table((f"a step of {options.batch} images, {options.backbone}", "ms", "TFLOP", "page faults"), rows))
     for name in ("dino_over_lightly", "selfpatch_over_dino"):
         if name in found:
             print(f"{name.replace('_', ' ')}: " + ", ".join(f"{kind} {value:.3f}" for kind, value in found[name].items()))

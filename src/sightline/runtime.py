@@ -86,8 +86,8 @@ def device(name: str = "auto") -> torch.device:
 def keep_freed_memory(where: torch.device) -> None:
     """On a CPU, let this process keep the memory it frees for its next tensors (glibc alone; elsewhere nothing changes).
 
-    glibc gives tensors of 32 MiB or more back to the kernel at once and fetches each anew, zeroed page by page: 4.5 million page faults in a
-    step of SelfPatch on 64 images, a quarter of its time, and none of them so (docs/results.md, "A step of DINO and of SelfPatch").
+    glibc gives tensors of 32 MiB or more back to the kernel at once and fetches each anew, zeroed page by page: 3.9 million page faults in a
+    step of SelfPatch on 64 images and a quarter of its time (docs/results.md, "A step of DINO and of SelfPatch").
     """
     if where.type == "cpu":
         _keeps_memory()
