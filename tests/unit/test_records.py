@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -185,7 +186,8 @@ def test_the_three_kinds_of_manifest_agree(kind: str, tmp_path: Path) -> None:
     assert records.splits == ("train", "val")
     assert records.captions == ("a cat, asleep", "")
     assert records.cameras is not None
-    assert records.cameras.tolist() == [1, 2]
+    assert records.cameras.tolist() == [0, 1]
+    assert records.camera_names == ("1", "2")
     assert records.boxes is not None
     assert records.boxes[0].tolist() == [1, 2, 30, 40]
     assert np.isnan(records.boxes[1]).all()
@@ -231,6 +233,52 @@ def test_a_wrong_manifest_is_told_in_one_line(name: str, text: str | bytes, expe
     assert expected.format(file=file) in message(file)
 
 
+def test_the_names_of_cameras_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,camera\na.jpg,front\nb.jpg,7\nc.jpg,front\nd.jpg,007\n")
+    records = read_records(tmp_path / "m.csv")
+    assert records.cameras is not None
+    assert [records.camera_names[camera] for camera in records.cameras] == ["front", "7", "front", "007"]
+    assert records.select([3]).camera_names == records.camera_names
+
+
+def test_other_columns_are_kept_with_the_kind_of_their_cells(tmp_path: Path) -> None:
+    rows = 'path,price,sold,code,note,stock,mixed\na.jpg,3,true,007,"x, y",1.5,1\nb.jpg,-12,FALSE,12,,2,one\nc.jpg,,,3,z,1e3,\n'
+    (tmp_path / "m.csv").write_text(rows)
+    records = read_records(tmp_path / "m.csv")
+    assert records.extras == {
+        "price": (3, -12, None),
+        "sold": (True, False, None),
+        "code": ("007", "12", "3"),
+        "note": ("x, y", None, "z"),
+        "stock": (1.5, 2.0, 1000.0),
+        "mixed": ("1", "one", None),
+    }
+    assert [type(value) for value in records.extras["price"][:2]] == [int, int]
+    assert records.select([2, 0]).extras["price"] == (None, 3)
+
+
+def test_other_columns_of_jsonl_and_parquet_keep_their_kinds_and_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    day = datetime.date(2026, 5, 4)
+    row = {"path": "a.jpg", "price": 3, "rate": 0.5, "ok": True, "code": "12", "gap": None}
+    parquet = as_parquet(tmp_path / "m.parquet", [row | {"day": day, "size": [1, 2], "huge": float("inf"), "lost": float("nan")}])
+    for file, more in (
+        (as_jsonl(tmp_path / "m.jsonl", [row | {"size": [1, 2]}]), {}),
+        (parquet, {"day": ("2026-05-04",), "lost": (None,)}),
+    ):
+        records = read_records(file)
+        assert records.extras == {"price": (3,), "rate": (0.5,), "ok": (True,), "code": ("12",), "gap": (None,)} | more
+        assert "size" in records.unused
+        assert "[1, 2]" in records.unused["size"]
+    assert "finite" in records.unused["huge"]
+
+
+def test_a_name_too_like_a_known_one_is_told_only_where_that_one_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label,labels\na.jpg,cat,many\n")
+    assert read_records(tmp_path / "m.csv").extras == {"labels": ("many",)}
+    (tmp_path / "m.csv").write_text("path,Label\na.jpg,cat\n")
+    assert "did you mean 'label'" in message(tmp_path / "m.csv")
+
+
 # --- records
 
 
@@ -239,6 +287,10 @@ def test_records_are_checked_at_birth() -> None:
         Records(Path(), ("a", "b"), np.zeros(1, dtype=np.int64), ("x",))
     with pytest.raises(ValueError, match="positions in class_names"):
         Records(Path(), ("a",), np.ones(1, dtype=np.int64), ("x",))
+    with pytest.raises(ValueError, match="cameras that are positions in camera_names"):
+        Records(Path(), ("a",), cameras=np.ones(1, dtype=np.int64), camera_names=("x",))
+    with pytest.raises(ValueError, match="1 paths, 2 price"):
+        Records(Path(), ("a",), extras={"price": (1, 2)})
     with pytest.raises(ValueError, match="labels of type int64"):
         Records(Path(), ("a",), np.zeros(1, dtype=np.int32), ("x",))  # type: ignore[arg-type]
 

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
+import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import DataError, nearest
+from sightline.errors import DataError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("path", "label", "cluster", "positive", "camera", "split", "caption", "box")
 NO_BOX = (math.nan,) * 4
 EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
 
+TOO_LIKE = 0.8
+"""A column whose name is so like that of a known one, which is missing, is a slip of the pen: its labels must not be lost in silence."""
+
 Row = Mapping[str, Any]
+Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
 class Columns:
-    """A manifest's columns as plain lists of one length; a column that the file lacks is None. A cluster is a label."""
+    """A manifest's columns as plain lists of one length; a column that the file lacks is None. A cluster is a label.
+
+    ``extras`` are the columns of other names: texts, finite numbers, true, false, or None where a cell is empty. ``unused`` says of each
+    other column that holds anything else what is wrong with it.
+    """
 
     path: list[str]
     label: list[str] | None
@@ -31,13 +43,15 @@ class Columns:
     split: list[str] | None
     caption: list[str] | None
     box: list[tuple[float, ...]] | None
+    extras: dict[str, list[Value]]
+    unused: dict[str, str]
 
 
 def read_columns(where: Path) -> Columns:
     """Return the columns of a manifest.
 
     Raises:
-        DataError: the file cannot be read, has no rows, a column is unknown or missing, or a cell is wrong; the message gives its line.
+        DataError: the file cannot be read, has no rows, a column is missing or misspelt, or a cell is wrong; the message gives its line.
     """
     reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[where.suffix.lower()]
     try:
@@ -49,6 +63,7 @@ def read_columns(where: Path) -> Columns:
     _check_names(where, table)
     if not table["path"]:
         raise DataError(f"{where} has no rows: give one row for each image")
+    extras, unused = _extras(table, from_text=where.suffix.lower() == ".csv")
     return Columns(
         path=[_text(where, line, "path", cell) for line, cell in enumerate(table["path"], 1)],
         label=_texts(where, table, "cluster" if "cluster" in table else "label"),
@@ -57,13 +72,19 @@ def read_columns(where: Path) -> Columns:
         split=_texts(where, table, "split"),
         caption=None if "caption" not in table else ["" if cell is None else str(cell) for cell in table["caption"]],
         box=None if "box" not in table else [_box(where, line, cell) for line, cell in enumerate(table["box"], 1)],
+        extras=extras,
+        unused=unused,
     )
 
 
 def _check_names(where: Path, table: Mapping[str, list[Any]]) -> None:
+    missing = [name for name in COLUMNS if name not in table]
     for name in table:
-        if name not in COLUMNS:
-            raise DataError(f"unknown column '{name}' in {where}{nearest(name, COLUMNS)}")
+        meant = [] if name in COLUMNS else difflib.get_close_matches(name.strip().lower(), missing, n=1, cutoff=TOO_LIKE)
+        if meant:
+            raise DataError(
+                f"unknown column '{name}' in {where}; did you mean '{meant[0]}'? Rename it to that, or to something less like it"
+            )
     if "label" in table and "cluster" in table:
         raise DataError(f"{where} has both 'label' and 'cluster', which are two names of one column: leave one out")
     if "path" not in table:
@@ -153,3 +174,52 @@ def _box(where: Path, row: int, cell: Any) -> tuple[float, ...]:
     if len(box) != 4:
         raise DataError(f"{where} row {row}: box is {cell!r}: write x0 y0 x1 y1 in pixels")
     return box
+
+
+# --- other columns ----------------------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?", re.ASCII)
+_TRUTH = {"true": True, "false": False}
+
+
+def _extras(table: Mapping[str, list[Any]], *, from_text: bool) -> tuple[dict[str, list[Value]], dict[str, str]]:
+    extras: dict[str, list[Value]] = {}
+    unused: dict[str, str] = {}
+    for name, cells in table.items():
+        if name in COLUMNS:
+            continue
+        try:
+            values = [_value(cell) for cell in cells]
+        except ValueError as error:
+            unused[name] = str(error)
+        else:
+            extras[name] = _typed(values) if from_text else values
+    return extras, unused
+
+
+def _value(cell: Any) -> Value:
+    if isinstance(cell, datetime.date | datetime.time):
+        return cell.isoformat()
+    if isinstance(cell, decimal.Decimal):
+        cell = float(cell)
+    if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    if not isinstance(cell, str | int | float) or (isinstance(cell, float) and math.isinf(cell)) or _is_huge(cell):
+        raise ValueError(f"holds {str(cell)[:40]!r}, which is neither text, a finite number of 64 bits, true nor false")
+    return cell
+
+
+def _is_huge(cell: object) -> bool:
+    return isinstance(cell, int) and not -(2**63) <= cell < 2**63
+
+
+def _typed(cells: list[Value]) -> list[Value]:
+    """Return the cells of a CSV column as numbers or truths where all that are not empty read as such; 007 is a text: it is a name."""
+    texts = [str(cell) for cell in cells if cell is not None]
+    if texts and all(text.lower() in _TRUTH for text in texts):
+        return [None if cell is None else _TRUTH[str(cell).lower()] for cell in cells]
+    numbers = all(_NUMBER.fullmatch(text) and math.isfinite(float(text)) for text in texts)
+    whole = numbers and all(re.fullmatch(r"[-+]?\d+", text) and not _is_huge(int(text)) for text in texts)
+    if not texts or not numbers:
+        return cells
+    return [None if cell is None else int(str(cell)) if whole else float(str(cell)) for cell in cells]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
-from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, read_columns
+from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, Value, read_columns
 from sightline.errors import DataError, nearest
 
 DECODABLE_SUFFIXES = (
@@ -41,9 +42,10 @@ OnBad = Callable[[Path, str], None]
 class Records:
     """The M images of a collection and what is known of each; a column that is not known is None.
 
-    ``paths`` are POSIX, relative to ``root`` or absolute. ``labels`` int64 ``[M]`` are positions in ``class_names``; a selection keeps
-    the whole table, so labels mean the same in every part of a collection. ``cameras`` int64 ``[M]``. ``boxes`` float32 ``[M, 4]`` are
-    x0 y0 x1 y1 in pixels of the upright image, NaN where a row has none; an image with a box is cropped to it before anything else.
+    ``paths`` are POSIX, relative to ``root`` or absolute. ``labels`` and ``cameras`` int64 ``[M]`` are positions in ``class_names`` and
+    ``camera_names``; a selection keeps these tables whole, so a label means the same in every part of a collection. ``boxes`` float32
+    ``[M, 4]`` are x0 y0 x1 y1 in pixels of the upright image, NaN where a row has none; an image with a box is cropped to it before
+    anything else. ``extras`` are a manifest's other columns; ``unused`` says why a column is none.
     ``positives`` int64 ``[num pairs, 2]`` are rows of two images that show the same thing, the query first; a query may have many.
     """
 
@@ -56,19 +58,24 @@ class Records:
     captions: tuple[str, ...] | None = None
     boxes: FloatArray | None = None
     positives: IntArray | None = None
+    camera_names: tuple[str, ...] = ()
+    extras: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         num = len(self.paths)
-        for name in ("labels", "splits", "cameras", "captions", "boxes"):
-            column = getattr(self, name)
+        own = {name: getattr(self, name) for name in ("labels", "splits", "cameras", "captions", "boxes")}
+        for name, column in {**self.extras, **own}.items():
             if column is not None and len(column) != num:
                 raise ValueError(f"Records need one value a row: {num} paths, {len(column)} {name}")
         for name, dtype in (("labels", np.int64), ("cameras", np.int64), ("boxes", np.float32)):
             column = getattr(self, name)
             if column is not None and (column.dtype != dtype or column.shape[1:] != ((4,) if name == "boxes" else ())):
                 raise ValueError(f"Records need {name} of type {np.dtype(dtype)}, got {column.dtype} {column.shape}")
-        if self.labels is not None and num and (self.labels.min() < 0 or self.labels.max() >= len(self.class_names)):
-            raise ValueError("Records need labels that are positions in class_names")
+        for name, table in (("labels", "class_names"), ("cameras", "camera_names")):
+            column = getattr(self, name)
+            if column is not None and num and (column.min() < 0 or column.max() >= len(getattr(self, table))):
+                raise ValueError(f"Records need {name} that are positions in {table}")
         if self.boxes is not None:
             _check_boxes(self.boxes, self.paths)
         if self.positives is not None:
@@ -89,7 +96,7 @@ class Records:
         chosen = np.asarray(rows)
         chosen = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen.astype(np.int64)
 
-        def pick(column: tuple[str, ...]) -> tuple[str, ...]:
+        def pick(column: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(column[row] for row in chosen)
 
         return replace(
@@ -100,6 +107,7 @@ class Records:
             cameras=None if self.cameras is None else self.cameras[chosen],
             captions=None if self.captions is None else pick(self.captions),
             boxes=None if self.boxes is None else self.boxes[chosen],
+            extras={name: pick(values) for name, values in self.extras.items()},
             positives=None if self.positives is None else _moved_pairs(self.positives, chosen, len(self)),
         )
 
@@ -168,8 +176,8 @@ def read_records(source: Path | str, *, require_labels: bool = False, on_bad: On
 
     In a tree the first folder below the root is the class; where all first folders are called train, val, test, query or gallery, they
     are splits and the next one is the class. Where some image lies in no class folder, nothing is labelled. A manifest has the
-    columns path, label (or cluster), positive, camera, split, caption, box, all but path optional; its paths are relative to its own
-    folder.
+    columns path, label (or cluster), positive, camera, split, caption, box, all but path optional, and any others, which become ``extras``;
+    its paths are relative to its own folder.
 
     Args:
         source: the folder or manifest.
@@ -258,6 +266,7 @@ def _from_manifest(where: Path) -> Records:
         raise DataError(f"{where} is neither a folder nor a manifest: give a folder of images or a {', '.join(MANIFEST_SUFFIXES)} file")
     columns: Columns = read_columns(where)
     labels, class_names = (None, ()) if columns.label is None else index_labels(columns.label)
+    cameras, camera_names = (None, ()) if columns.camera is None else index_labels(columns.camera)
     splits = None if columns.split is None else tuple(SPLIT_NAMES.get(name.lower(), name) for name in columns.split)
     return Records(
         root=where.parent,
@@ -265,10 +274,13 @@ def _from_manifest(where: Path) -> Records:
         labels=labels,
         class_names=class_names,
         splits=splits,
-        cameras=None if columns.camera is None else _index_cameras(columns.camera),
+        cameras=cameras,
         captions=None if columns.caption is None else tuple(columns.caption),
         boxes=None if columns.box is None else np.array(columns.box, dtype=np.float32).reshape(-1, 4),
         positives=None if columns.positive is None else _index_positives(where, columns.path, columns.positive),
+        camera_names=camera_names,
+        extras={name: tuple(values) for name, values in columns.extras.items()},
+        unused=columns.unused,
     )
 
 
@@ -286,16 +298,10 @@ def _index_positives(where: Path, paths: Sequence[str], positives: Sequence[tupl
 
 
 def index_labels(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
-    """Return labels int64 ``[M]`` and the class names they point to: in numeric order where all are whole numbers, else sorted."""
+    """Return labels (or cameras) int64 ``[M]`` and the names they point to: in numeric order where all are whole numbers, else sorted."""
     distinct = _ordered(names)
     position = {name: label for label, name in enumerate(distinct)}
     return np.array([position[name] for name in names], dtype=np.int64), distinct
-
-
-def _index_cameras(names: Sequence[str]) -> IntArray:
-    if all(name.isascii() and name.isdigit() for name in names):
-        return np.array([int(name) for name in names], dtype=np.int64)
-    return index_labels(names)[0]
 
 
 def _ordered(names: Iterable[str]) -> tuple[str, ...]:
@@ -368,8 +374,8 @@ def images_to_hold_out(records: Records, fraction: float, seed: int) -> BoolArra
     counts = records.class_counts()
     if counts.max() < 2:
         raise DataError(f"no class of {records.root} has two images, so none can be held out: add images, or a test split")
-    num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
     assert records.labels is not None
+    num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
     is_held_out: BoolArray = _turn_in_class(records.labels, seed) < num_held_out[records.labels]
     return is_held_out
 

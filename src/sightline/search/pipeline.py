@@ -13,12 +13,16 @@ from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.errors import DataError
 from sightline.index.base import Index, Item
+from sightline.index.filters import Value
 from sightline.index.patches import PatchIndex
 from sightline.nn.encoder import Encoder, Picture
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
 from sightline.search.patches import patch_stream
 from sightline.search.rerank.base import Reranker
+
+MAX_DIGITS = 19
+"""Digits of a camera's number that 64 bits hold."""
 
 RERANKED = 1_000
 """Items that are fetched for a re-ranker: what is farther from the query than these neither answers nor is anybody's neighbour."""
@@ -137,18 +141,28 @@ def _gone(known: Mapping[str, object], paths: Sequence[str], root: Path, bad_fil
     return sorted(path for path in known.keys() - set(paths) if path.startswith(below) and not path.startswith(unlisted))
 
 
-def _item(records: Records, row: int, path: str, stat: tuple[int, int] | None) -> Item:
-    metadata: dict[str, str | int | float | bool | None] = {}
+def facts(records: Records, row: int) -> dict[str, Value]:
+    """Return what an index keeps of a row beside its path and box: label, split, camera, caption, and a manifest's other columns."""
+    metadata: dict[str, Value] = {name: values[row] for name, values in records.extras.items() if values[row] is not None}
     if records.labels is not None:
         metadata["label"] = records.class_names[records.labels[row]]
     if records.splits is not None:
         metadata["split"] = records.splits[row]
     if records.cameras is not None:
-        metadata["camera"] = int(records.cameras[row])
+        metadata["camera"] = _camera(records.camera_names[records.cameras[row]])
     if records.captions is not None:
         metadata["caption"] = records.captions[row]
+    return metadata
+
+
+def _camera(name: str) -> Value:
+    is_number = name.isascii() and name.isdigit() and str(int(name)) == name and len(name) < MAX_DIGITS  # 007 is a name, 7 is a number
+    return int(name) if is_number else name
+
+
+def _item(records: Records, row: int, path: str, stat: tuple[int, int] | None) -> Item:
     size_bytes, mtime_ns = stat if stat is not None else (None, None)
-    return Item(path=path, metadata=metadata, size_bytes=size_bytes, mtime_ns=mtime_ns)
+    return Item(path=path, metadata=facts(records, row), size_bytes=size_bytes, mtime_ns=mtime_ns)
 
 
 def search(
