@@ -275,8 +275,64 @@ def test_other_columns_of_jsonl_and_parquet_keep_their_kinds_and_what_cannot_be_
 def test_a_name_too_like_a_known_one_is_told_only_where_that_one_is_missing(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,label,labels\na.jpg,cat,many\n")
     assert read_records(tmp_path / "m.csv").extras == {"labels": ("many",)}
-    (tmp_path / "m.csv").write_text("path,Label\na.jpg,cat\n")
+    (tmp_path / "m.csv").write_text("path,Lable\na.jpg,cat\n")
     assert "did you mean 'label'" in message(tmp_path / "m.csv")
+
+
+SPREADSHEETS = {
+    "commas.csv": "path,label,box\na.jpg,x,1 2 3.5 4\nb.jpg,y,\n",
+    "semicolons.csv": "path;label;box\na.jpg;x;1 2 3,5 4\nb.jpg;y;\n",  # with the decimal comma that goes with them
+    "tabs.csv": "path\tlabel\tbox\na.jpg\tx\t1,2,3.5,4\nb.jpg\ty\t\n",
+    "tabs.tsv": "path\tlabel\tbox\na.jpg\tx\t1,2,3.5,4\nb.jpg\ty\t\n",
+    "bars.csv": "path|label|box\na.jpg|x|1, 2, 3.5, 4\nb.jpg|y|\n",
+    "sep.csv": "sep=;\r\npath;label;box\r\na.jpg;x;1 2 3.5 4\r\nb.jpg;y;\r\n",
+    "pandas.csv": ",path,label,box\n7,a.jpg,x,1 2 3.5 4\n3,b.jpg,y,\n",
+    "read_again.csv": "Unnamed: 0,path,label,box\n0,a.jpg,x,1 2 3.5 4\n1,b.jpg,y,\n",
+    "two_levels.csv": ",,path,label,box\n0,0,a.jpg,x,1 2 3.5 4\n0,1,b.jpg,y,\n",
+    "empty_column.csv": "path,label,box,\na.jpg,x,1 2 3.5 4,\nb.jpg,y,,\n",
+    "more_commas.csv": "\npath,label,box\na.jpg,x,1 2 3.5 4,,\nb.jpg,y,,,\n,,\n",
+    "capitals.csv": "Path,LABEL, Box\na.jpg,x,1 2 3.5 4\nb.jpg,y,\n",
+}
+
+
+@pytest.mark.parametrize("name", SPREADSHEETS)
+def test_csv_is_read_as_spreadsheets_and_table_tools_write_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(SPREADSHEETS[name].encode())
+    records = read_records(tmp_path / name)
+    assert (records.paths, records.class_names) == (("a.jpg", "b.jpg"), ("x", "y"))
+    assert records.boxes is not None
+    assert records.boxes[0].tolist() == [1, 2, 3.5, 4]
+
+
+def test_parquet_without_the_index_that_pandas_writes(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "__index_level_0__": [4, 2]}), tmp_path / "m.parquet")
+    assert read_records(tmp_path / "m.parquet").paths == ("a.jpg", "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "im/0.png,a\nim/1.png,b\n",
+            "m.csv has no header: its first line is 'im/0.png,a'; put the columns' names above it, such as path,label",
+        ),
+        ("0.png;a\n1.png;b\n", "has no header: its first line is '0.png;a'"),
+        ("0.png\n1.png\n", "has no header: its first line is '0.png'"),
+        (",path\nkitchen,a.jpg\n", "has a column with no name (it holds 'kitchen'): name it in the first line, or leave it out"),
+        ("path;label\na.jpg;x;y\n", "line 2 has 3 cells, the header 2: put quotes round a cell that holds the separator (semicolons)"),
+        ("path,Label,label\na.jpg,x,y\n", "has a column twice: path, Label, label"),
+    ],
+)
+def test_csv_that_cannot_be_read_is_named_for_what_it_is(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    assert expected in message(tmp_path / "m.csv")
+
+
+def test_a_file_without_a_header_is_read_once_the_named_line_is_put_above_it(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("0.png;a\n1.png;b\n")
+    remedy = message(tmp_path / "m.csv").rpartition("such as ")[2]
+    (tmp_path / "m.csv").write_text(f"{remedy}\n0.png;a\n1.png;b\n")
+    assert read_records(tmp_path / "m.csv").class_names == ("a", "b")
 
 
 # --- records

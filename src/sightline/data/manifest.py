@@ -1,4 +1,7 @@
-"""Manifests: CSV, JSONL and Parquet tables of images, read into plain columns."""
+"""Manifests: CSV, JSONL and Parquet tables of images, read into plain columns.
+
+CSV is read as spreadsheets and table tools write it: see ``_read_csv``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import csv
 import datetime
 import decimal
 import difflib
+import io
 import json
 import math
 import re
@@ -16,10 +20,15 @@ from typing import Any
 
 from sightline.errors import DataError
 
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 COLUMNS = ("path", "label", "cluster", "positive", "camera", "split", "caption", "box")
 NO_BOX = (math.nan,) * 4
 EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")
+"""What pandas calls the column of row numbers: nothing in CSV, as it reads that again, and in Parquet."""
+
+_DECIMAL_COMMA = re.compile(r"-?\d+(,\d+)?")
 
 TOO_LIKE = 0.8
 """A column whose name is so like that of a known one, which is missing, is a slip of the pen: its labels must not be lost in silence."""
@@ -53,17 +62,18 @@ def read_columns(where: Path) -> Columns:
     Raises:
         DataError: the file cannot be read, has no rows, a column is missing or misspelt, or a cell is wrong; the message gives its line.
     """
-    reader = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[where.suffix.lower()]
+    reader = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}[where.suffix.lower()]
     try:
         table = reader(where)
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{where} cannot be read ({error.strerror or error}): check the file and its permissions") from error
+    table = _named(where, table)
     _check_names(where, table)
     if not table["path"]:
         raise DataError(f"{where} has no rows: give one row for each image")
-    extras, unused = _extras(table, from_text=where.suffix.lower() == ".csv")
+    extras, unused = _extras(table, from_text=where.suffix.lower() in (".csv", ".tsv"))
     return Columns(
         path=[_text(where, line, "path", cell) for line, cell in enumerate(table["path"], 1)],
         label=_texts(where, table, "cluster" if "cluster" in table else "label"),
@@ -91,26 +101,89 @@ def _check_names(where: Path, table: Mapping[str, list[Any]]) -> None:
         raise DataError(f"{where} has no column 'path' (columns: {', '.join(table) or 'none'}): name the column of file names 'path'")
 
 
+def _named(where: Path, table: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the table with our names in lower case and without a column of row numbers.
+
+    Raises:
+        DataError: a column has no name and more in it than row numbers, or two have one name.
+    """
+    named: dict[str, list[Any]] = {}
+    for name, cells in table.items():
+        own = name.strip()
+        own = own.lower() if own.lower() in COLUMNS else own
+        if _is_row_numbers(where, own, cells):
+            continue
+        if own in named:
+            raise DataError(f"{where} has a column twice: {', '.join(table)}")
+        named[own] = cells
+    return named
+
+
+def _is_row_numbers(where: Path, name: str, cells: Sequence[Any]) -> bool:
+    """Return whether a column is what a table tool adds by itself: row numbers, or nothing at all, without a name.
+
+    Raises:
+        DataError: it has no name and holds something else.
+    """
+    if name not in ROW_NUMBERS:
+        return False
+    other = next((cell for cell in cells if cell is not None and not str(cell).isdecimal()), None)
+    if other is not None and not name:
+        raise DataError(f"{where} has a column with no name (it holds '{other}'): name it in the first line, or leave it out")
+    return other is None
+
+
 def _read_csv(where: Path) -> dict[str, list[Any]]:
-    with where.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        try:
-            names = [name.strip() for name in next(rows, [])]
-            cells: list[list[Any]] = [[] for _ in names]
-            for row in rows:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise DataError(
-                        f"{where} line {rows.line_num} has {len(row)} cells, the header {len(names)}: put quotes round a cell with a comma"
-                    )
-                for column, cell in zip(cells, row, strict=True):
-                    column.append(cell.strip() or None)
-        except csv.Error as error:
-            raise DataError(f"{where} line {rows.line_num} is not CSV ({error}): save it as UTF-8 CSV with commas") from error
-    if len(set(names)) != len(names):
+    """Return the columns of a CSV file, whatever separates its cells.
+
+    The separator is the one by which the first line names most of our columns, else the one that divides it most; a line ``sep=;`` as
+    Excel knows it says which. Rows of nothing, and cells of nothing behind the last column, are passed over.
+
+    Raises:
+        DataError: the first line holds no names, or a row has another number of cells.
+    """
+    file = io.StringIO(where.read_bytes().decode("utf-8-sig"), newline="")  # csv sees to line ends: one may stand within quotes
+    first = file.readline().rstrip("\r\n")
+    separator = first.removeprefix("sep=") if re.fullmatch("sep=.", first) else ""
+    if not separator:
+        separator = _separator(first)
+        file.seek(0)
+    lines = csv.reader(file, delimiter=separator)
+    try:
+        rows = [(lines.line_num, row) for row in lines if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(
+            f"{where} line {lines.line_num} is not CSV ({error}): save it as UTF-8 CSV with {SEPARATORS.get(separator, repr(separator))}"
+        ) from error
+    names = [name.strip() for name in rows[0][1]] if rows else []
+    if len(filled := [name for name in names if name]) != len(set(filled)):
         raise DataError(f"{where} has a column twice: {', '.join(names)}")
-    return dict(zip(names, cells, strict=True))
+    if names and not {name.lower() for name in names} & set(COLUMNS) and any(_is_file_name(name) for name in names):
+        raise DataError(
+            f"{where} has no header: its first line is '{separator.join(names)}'; put the columns' names above it, such as path{separator}label"
+        )
+    cells: list[list[Any]] = [[] for _ in names]
+    for number, row in rows[1:]:
+        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):
+            raise DataError(
+                f"{where} line {number} has {len(row)} cells, the header {len(names)}: put quotes round a cell that holds the separator "
+                f"({SEPARATORS.get(separator, repr(separator))})"
+            )
+        for column, cell in zip(cells, row, strict=False):
+            column.append(cell.strip() or None)
+    return {name: column for name, column in zip(names, cells, strict=True) if not _is_row_numbers(where, name, column)}
+
+
+def _separator(header: str) -> str:
+    def fits(separator: str) -> tuple[int, int]:
+        names = [name for row in csv.reader([header], delimiter=separator) for name in row]
+        return sum(name.strip().lower() in COLUMNS for name in names), len(names)
+
+    return max(SEPARATORS, key=fits)
+
+
+def _is_file_name(cell: str) -> bool:
+    return "/" in cell or "\\" in cell or re.fullmatch(r".+\.[A-Za-z]{3,4}", cell) is not None
 
 
 def _read_jsonl(where: Path) -> dict[str, list[Any]]:
@@ -166,7 +239,7 @@ def _positive(where: Path, row: int, cell: Any) -> tuple[str, ...]:
 def _box(where: Path, row: int, cell: Any) -> tuple[float, ...]:
     if cell is None or cell == "":
         return NO_BOX
-    parts: Sequence[Any] = cell.replace(",", " ").split() if isinstance(cell, str) else cell
+    parts: Sequence[Any] = _box_parts(cell) if isinstance(cell, str) else cell
     try:
         box = tuple(float(part) for part in parts)
     except (TypeError, ValueError):
@@ -174,6 +247,14 @@ def _box(where: Path, row: int, cell: Any) -> tuple[float, ...]:
     if len(box) != 4:
         raise DataError(f"{where} row {row}: box is {cell!r}: write x0 y0 x1 y1 in pixels")
     return box
+
+
+def _box_parts(cell: str) -> list[str]:
+    """Return the numbers of a box that is written with blanks or commas between them, or with blanks and decimal commas."""
+    parts = cell.split()
+    if len(parts) == 4 and all(_DECIMAL_COMMA.fullmatch(part) for part in parts):
+        return [part.replace(",", ".") for part in parts]
+    return cell.replace(",", " ").split()
 
 
 # --- other columns ----------------------------------------------------------------------------------------------------------------
