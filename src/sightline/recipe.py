@@ -123,7 +123,7 @@ class ModelSpec:
     positions_at: PositionsAt = "timm"  # how learned positions follow an image of another size than image_px; dino is the DINO code's way
     drop_path: float = 0.0
     checkpoint_gradients: bool = False  # recompute activations in the backward pass: slower, far less memory
-    frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone
+    frozen: tuple[str, ...] = ()  # parts that do not learn: embed, blocks.N (all up to block N), backbone, batch_norm
 
     def __post_init__(self) -> None:
         _require(

@@ -73,7 +73,29 @@ def test_a_run_leaves_everything_that_it_needs_to_be_replayed(run: Path) -> None
     assert "MAP@R **" in card
     assert "sightline train irt/small" in card or "command: `" in card
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss", "contrastive", "koleo", "lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= lines[0].keys()
+    assert (lines[0]["step"], lines[0].keys()) == (0, {"step", "validation/map@r", "validation/recall@1"})  # the start is measured too
+    assert {"loss", "contrastive", "koleo", "lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= lines[1].keys()
+
+
+def test_a_training_that_helps_nothing_delivers_its_start_and_says_so(shell: Shell, photos: Path, tmp_path: Path) -> None:
+    def train(out: Path, *settings: str) -> tuple[dict[str, object], str]:
+        code, said, told = shell(
+            "train", "irt/small", *SETTINGS, "lr=1e-30", *settings, "--data", photos, "--out", out, "--device", "cpu", "--json"
+        )
+        assert code == 0
+        return json.loads(said), told
+
+    answer, told = train(tmp_path / "trained")
+    assert "no step beat the start (MAP@R " in told
+    assert answer["start"] == answer["validation"]["map@r"]  # type: ignore[index]
+    assert answer["validation"]["step"] == 0  # type: ignore[index]
+    assert "none of 4 steps beat it" in (tmp_path / "trained/model/README.md").read_text()
+    assert "no step" not in train(tmp_path / "start", "steps=0")[1]
+    kept, start = (json.loads((tmp_path / name / "model/config.json").read_text()) for name in ("trained", "start"))
+    assert kept["fingerprint"] == start["fingerprint"]
+    assert "validation" in told  # the remedy that it names: without validation the last step is kept
+    _, told = train(tmp_path / "last", "validation=0")
+    assert "the start" not in told
 
 
 def test_evaluate_measures_unseen_classes_and_writes_the_report(shell: Shell, run: Path, photos: Path, tmp_path: Path) -> None:

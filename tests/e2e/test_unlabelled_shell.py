@@ -51,7 +51,7 @@ def run(classes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_neighbours_are_asked_where_labels_are_there(run: Path, classes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = [line["validation/knn"] for line in lines(run) if "validation/knn" in line]
-    assert len(told) == 2
+    assert len(told) == 3  # the start is asked too
     assert all(0 <= value <= 1 for value in told)
     assert json.loads((run / "run.json").read_text(encoding="utf-8"))["validation_images"] == 2
     assert main(["train", "--data", str(classes), "--out", str(run), "--device", "cpu", "--resume", "--json"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_freezing() -> None:
     assert learning(("blocks.0",)) == {"blocks.1", "norm"}
     with pytest.raises(ModelError, match=r"blocks\.0 to blocks\.1"):
         learning(("blocks.7",))
+
+
+@pytest.mark.parametrize("frozen", [(), ("batch_norm",), ("backbone",), ("embed",)])
+def test_a_frozen_batch_norm_keeps_its_statistics(frozen: tuple[str, ...]) -> None:
+    encoder = copy.deepcopy(Encoder(ModelSpec(backbone="mobilenetv2_035", weights="random", pooling="mean", frozen=frozen), IMAGE)).train()
+    before = {name: value.clone() for name, value in encoder.named_buffers() if "running" in name}
+    learning = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        encoder(torch.randn(4, 3, 32, 32))
+    moved = {name for name, value in encoder.named_buffers() if "running" in name and not torch.equal(value, before[name])}
+    norms = {name.rpartition(".")[0] for name in before}
+    assert {name.rpartition(".")[0] for name in moved} == {norm for norm in norms if f"{norm}.weight" in learning}
+    assert bool(moved) == (frozen in ((), ("embed",)))
+    assert any("conv" in name for name in learning) == (frozen != ("backbone",))
+    assert encoder.training
 
 
 def test_layer_decay_and_weight_decay_groups(encoder: Encoder) -> None:

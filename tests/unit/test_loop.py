@@ -16,6 +16,7 @@ import torch
 from sightline.contracts import Batch
 from sightline.errors import DiskFullError, ModelError, TrainingError
 from sightline.methods.irt import IRT, IRTRecipe
+from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.train import checkpoint
@@ -197,6 +198,27 @@ def test_divergence_is_diagnosed_and_the_checkpoint_before_it_kept(tmp_path: Pat
     kept = checkpoint.load(tmp_path)
     assert kept is not None
     assert kept["progress"]["step"] == 3
+
+
+def test_the_start_is_measured_and_kept_where_no_step_beats_it(tmp_path: Path) -> None:
+    said = iter([0.5, 0.4, 0.5])
+    running = loop(tmp_path, replace(SPEC, ema=0.0), validate=lambda _: {"map@r": next(said)})
+    start = {name: value.clone() for name, value in running.encoder().state_dict().items()}
+    progress = running.run()
+    assert (progress.best, progress.best_step, progress.start) == (0.5, 0, 0.5)
+    kept = model_folder.load(tmp_path).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in start.items())
+    assert not torch.equal(next(iter(running.encoder().parameters())), next(iter(start.values())))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["validation/map@r"]) for line in lines if "validation/map@r" in line] == [(0, 0.5), (4, 0.4), (8, 0.5)]
+
+
+def test_a_run_that_goes_on_knows_its_start_and_does_not_ask_again(tmp_path: Path) -> None:
+    said = iter([0.3, 0.2, 0.4])
+    measure = {"validate": lambda _: {"map@r": next(said)}}
+    assert loop(tmp_path, batches=lambda _: interrupted_after(4), **measure).run().step == 5
+    progress = loop(tmp_path, resume=True, **measure).run()
+    assert (progress.start, progress.best, progress.best_step) == (0.3, 0.4, 8)
 
 
 def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:

@@ -56,18 +56,32 @@ def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
         of_the_model = (
             {trained.chosen_by: progress.best, "step": progress.best_step} if progress.best_step >= 0 else progress.measured or None
         )
-        about = {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by}
+        about = {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "start": progress.start}
         print_json({**about, "validation": of_the_model, "bad_files": trained.num_bad})
     if trained.num_bad:
         note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
     if progress.stopped_by:
         note(f"stopped by {progress.stopped_by} after step {progress.step}, everything saved: go on with --resume")
         return
+    note(f"trained {progress.step} steps; the model is in {out / 'model'}{_how_good(trained)}")
+
+
+def _how_good(trained: Trained) -> str:
+    """Return what validation says of the model that is kept, beside the start."""
+    progress = trained.progress
+    if trained.chosen_by == "last":
+        now = next(iter(progress.measured.values()), None)
+        return "" if now is None or progress.start is None else f", k-NN accuracy {now:.4f} (at the start {progress.start:.4f})"
+    if progress.best_step < 0:
+        return ""
     held_out, measure = ("images", "accuracy") if trained.chosen_by == "accuracy@1" else ("classes", "MAP@R")
-    chosen_at = (
-        f", the best on held-out {held_out} (step {progress.best_step}, {measure} {progress.best:.4f})" if progress.best_step >= 0 else ""
-    )
-    note(f"trained {progress.step} steps; the model is in {out / 'model'}{chosen_at}")
+    if progress.best_step == 0 and progress.step:
+        return (
+            f": no step beat the start ({measure} {progress.best:.4f} on held-out {held_out}), the start is kept; "
+            "--set validation=0 keeps the last step instead"
+        )
+    start = "" if progress.start is None or progress.best_step == 0 else f", at the start {progress.start:.4f}"
+    return f", the best on held-out {held_out} (step {progress.best_step}, {measure} {progress.best:.4f}{start})"
 
 
 def sweep(

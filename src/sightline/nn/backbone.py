@@ -47,6 +47,7 @@ class Backbone(nn.Module):
         prefixes = getattr(net, "num_prefix_tokens", None)
         self.num_prefix = int(prefixes) if prefixes is not None else int(hasattr(net, "cls_token"))
         self.has_distillation = hasattr(net, "dist_token")
+        self._still: frozenset[str] = frozenset()  # batch norms that do not learn: their statistics stay too
 
     def forward(self, images: torch.Tensor) -> Tokens:
         """Return the tokens of normalised images ``[B, 3, H, W]``, after the network's last norm.
@@ -141,15 +142,30 @@ class Backbone(nn.Module):
         layers: dict[str, int] = group_parameters(self.net, self.net.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
         return {name: int(layer) for name, layer in layers.items()}
 
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch to training; batch norms that are frozen go on with the statistics that they have."""
+        super().train(mode)
+        for name, part in self.net.named_modules():
+            if name in self._still:
+                part.eval()
+        return self
+
     def freeze(self, parts: tuple[str, ...]) -> None:
-        """Stop the named parts from learning: ``embed`` (depth 0), ``blocks.N`` (everything up to block N), ``backbone`` (all).
+        """Stop the named parts from learning: ``embed`` (depth 0), ``blocks.N`` (everything up to block N), ``backbone`` (all), ``batch_norm``.
+
+        A frozen batch norm keeps its statistics: a network without any takes ``batch_norm`` and stays as it is.
 
         Raises:
             ModelError: no such part.
         """
+        norms = {name: part for name, part in self.net.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
         layers = self.layer_of()
         deepest = max(layers.values())
         for part in parts:
+            if part == "batch_norm":
+                for norm in norms.values():
+                    norm.requires_grad_(False)
+                continue
             number = part.removeprefix("blocks.")
             if part == "backbone":
                 limit = deepest
@@ -158,10 +174,11 @@ class Backbone(nn.Module):
             elif part.startswith("blocks.") and number.isdecimal() and int(number) < deepest:
                 limit = int(number) + 1
             else:
-                raise ModelError(f"cannot freeze '{part}': write embed, backbone, or blocks.0 to blocks.{deepest - 1}")
+                raise ModelError(f"cannot freeze '{part}': write embed, backbone, batch_norm, or blocks.0 to blocks.{deepest - 1}")
             for name, parameter in self.net.named_parameters():
                 if layers[name] <= limit:
                     parameter.requires_grad_(False)
+        self._still = frozenset(name for name, norm in norms.items() if norm.affine and not norm.weight.requires_grad)
 
 
 def build(spec: ModelSpec, image_px: int) -> Backbone:

@@ -12,7 +12,11 @@ from sightline.recipe import Recipe, flatten, recipe_hash
 
 def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[Measure, int, float] | None, command: str) -> str:
     """Return the card as Markdown: what it is, how it was made, what was measured, how to use it; ``best`` is (measure, step, value)."""
-    measured = _measured(best, facts) if best else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
+    measured = (
+        _measured(best, facts, recipe.train.steps)
+        if best
+        else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
+    )
     start = {
         "random": "random weights",
         "hub": "the hub's pretrained weights",
@@ -51,7 +55,7 @@ Similarity means "same class, as in the training data". On images unlike those, 
 """
 
 
-def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any]) -> str:
+def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any], num_steps: int) -> str:
     measure, step, value = best
     if measure == "accuracy@1":
         found, options = (
@@ -61,6 +65,8 @@ def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any]) -> str
     else:
         found = f"MAP@R **{value:.4f}** at step {step}, leave-one-out over the {len(facts['validation_classes']):,} classes held out of training"
         options = ""
+    if step == 0 and num_steps:
+        found += f". That is the start: none of {num_steps:,} steps beat it, so these are the weights that training started from"
     return f"{found}. The same number chose the model, so it is slightly optimistic: measure on a test split with `sightline evaluate{options}`."
 
 

@@ -31,7 +31,7 @@ from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
 
 Validate = Callable[[Encoder], Mapping[str, float]]
-"""Measures an encoder on held-out classes; the first value chooses the model, higher is better."""
+"""Measures an encoder on held-out classes; the first value chooses the model, higher is better. It is asked before the first step too."""
 
 
 class Epochs(Protocol):
@@ -63,7 +63,8 @@ class Progress:
 
     step: int = 0  # steps done
     best: float = -math.inf
-    best_step: int = -1
+    best_step: int = -1  # 0 is the start itself
+    start: float | None = None  # what validation said before the first step; runs of older versions did not ask
     measured: dict[str, float] = field(default_factory=dict)  # by the latest validation, with its step
     epoch: int = -1  # the epoch that was last refreshed
     compute: Compute = field(default_factory=Compute)
@@ -71,7 +72,7 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
+        kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "start": self.start, "epoch": self.epoch}
         return {**kept, "measured": self.measured, "compute": asdict(self.compute)}
 
     @classmethod
@@ -135,9 +136,12 @@ class Loop:
         stream: Iterator[Batch] | None = None
         bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
         meter = Meter()
-        self.timed_until_s = time.perf_counter()
         try:
             with self._signals(), bar:
+                if self.validate is not None and self.progress.step == 0:
+                    self._validate(log, bar)  # a best model that is worse than the start is none
+                meter.reset()
+                self.timed_until_s = time.perf_counter()
                 while self.progress.step < self.spec.steps:
                     if stream is None or self._is_new_epoch():
                         _close(stream)
@@ -252,6 +256,8 @@ class Loop:
             measured = self.validate(self.encoder())
             name, value = next(iter(measured.items()))
             self.progress.measured = {name: value, "step": self.progress.step}
+            if self.progress.step == 0:
+                self.progress.start = value
             chosen = self.method.chosen_by != "last" and value > self.progress.best
             if chosen:
                 self.progress.best, self.progress.best_step = value, self.progress.step
@@ -259,7 +265,8 @@ class Loop:
                 model_folder.save(self.encoder(), self.folder / "model")
             if log is not None:
                 log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
-            bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{' (best so far)' if chosen else ''}")
+            note = "" if not chosen else " (best so far)" if self.progress.step else " (the start)"
+            bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{note}")
         barrier()
 
     def _save(self) -> None:
