@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from sightline.errors import RecipeError, UsageError, nearest
@@ -32,22 +33,56 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """How an image becomes a model's input: resize, centre crop to ``image_px`` squared, normalise."""
+    """How an image becomes a model's input: resize, centre crop to ``image_px`` squared, normalise.
 
-    image_px: int = 224
-    resize: Literal["short", "square"] = "short"  # short side to resize_px, or both sides to resize_px
-    resize_px: int = 0  # 0 is image_px / 0.875, so 256 for 224
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    A field may leave its value to the backbone, as all of ``of_backbone()`` do; ``sightline.nn.own_input.resolved`` fills such fields from
+    the first of these that tells: the model folder or the ``preprocessor_config.json`` that the weights come from, timm's configuration
+    of the backbone (its tag's, where the name has one), ImageNet's values for a start from random weights. A value that is set always wins.
+    """
+
+    image_px: int = 224  # 0 is the backbone's own
+    resize: Literal["short", "square", "backbone"] = "short"  # short side to resize_px, or both sides to resize_px
+    resize_px: int = 0  # 0 is image_px / 0.875, so 256 for 224; -1 is image_px / the backbone's own crop share
+    interpolation: Literal["bicubic", "bilinear", "backbone"] = "bicubic"
+    mean: tuple[float, float, float] | Literal["backbone"] = IMAGENET_MEAN
+    std: tuple[float, float, float] | Literal["backbone"] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _require(0 < self.image_px <= self.resized_px, "image_px must be positive and resize_px at least image_px (or 0)")
+        left_open = self.image_px == 0 or self.resize_px == -1
+        _require(left_open or 0 < self.image_px <= self.resized_px, "image_px must be positive and resize_px at least image_px (or 0)")
+        _require(
+            self.image_px >= 0 and self.resize_px >= -1, "image_px must not be negative, and resize_px at least image_px (or 0, or -1)"
+        )
+        _require(self.std == "backbone" or min(self.std) > 0, "std must be positive")
+
+    @classmethod
+    def of_backbone(
+        cls, *, image_px: int = 0, resize: Literal["short", "square", "backbone"] = "backbone", resize_px: int = -1
+    ) -> ImageSpec:
+        """Return the settings that leave to the backbone what is not given here."""
+        return cls(image_px=image_px, resize=resize, resize_px=resize_px, interpolation="backbone", mean="backbone", std="backbone")
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether every value is there, and none left to the backbone."""
+        named = (self.resize, self.interpolation, self.mean, self.std)
+        return self.image_px > 0 and self.resize_px >= 0 and "backbone" not in named
 
     @property
     def resized_px(self) -> int:
         """The length in pixels that the short side (or both sides) is resized to."""
         return self.resize_px or round(self.image_px / 0.875)
+
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """The mean as levels of 0 to 255, for what lies outside an image."""
+        return tuple(round(255 * float(value)) for value in self.mean)
+
+    def __str__(self) -> str:
+        """Say it in a line: ``224 x 224 px after the short side at 256 (bicubic), mean 0.5 0.5 0.5, std 0.5 0.5 0.5``."""
+        sides = "both sides" if self.resize == "square" else "the short side"
+        mean, std = (" ".join(f"{float(value):g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.image_px} x {self.image_px} px after {sides} at {self.resized_px} ({self.interpolation}), mean {mean}, std {std}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +262,7 @@ class Recipe:
 
     name: str = ""
     model: ModelSpec = field(default_factory=ModelSpec)
-    image: ImageSpec = field(default_factory=ImageSpec)
+    image: ImageSpec = field(default_factory=partial(ImageSpec.of_backbone, image_px=224))
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     data: DataSpec = field(default_factory=DataSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
@@ -366,7 +401,7 @@ def coerce(value: Any, kind: Any, path: str) -> Any:
         return value
     if origin in (typing.Union, types.UnionType):
         for part in arguments:
-            if type(value) is part:
+            if type(value) is part or (typing.get_origin(part) is Literal and value in typing.get_args(part)):
                 return value
             if typing.get_origin(part) is tuple and isinstance(value, list | tuple):  # JSON has lists alone: a Swin's depths
                 return coerce(value, part, path)

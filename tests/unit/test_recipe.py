@@ -146,7 +146,21 @@ def test_a_setting_that_cannot_be_used_is_one_line(setting: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    "setting", ["steps=-1", "lr=0", "lr=-1", "ema=1", "flip=2", "min_area=0", "images_per_class=0", "validation=1", "image_px=0", "gem_p=0"]
+    "setting",
+    [
+        "steps=-1",
+        "lr=0",
+        "lr=-1",
+        "ema=1",
+        "flip=2",
+        "min_area=0",
+        "images_per_class=0",
+        "validation=1",
+        "image_px=-1",
+        "resize_px=-2",
+        "std=0,1,1",
+        "gem_p=0",
+    ],
 )
 def test_a_value_outside_its_range_is_refused_whoever_sets_it(setting: str) -> None:
     with pytest.raises(RecipeError):

@@ -42,6 +42,9 @@ def train(
         chosen = training.named_recipe(recipe, settings)
     else:
         raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
+    chosen = training.resolved(chosen)
+    if runtime.ranks().is_main:
+        note(f"images enter at {chosen.image}")
     trained = training.train(chosen, data, out, device=device, resume=resume, command=command_line())
     progress = trained.progress
     if runtime.ranks().is_main:

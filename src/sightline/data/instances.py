@@ -139,7 +139,7 @@ def collate(items: list[_Prepared], spec: ImageSpec, multiple_px: int) -> Detect
     """Return the batch of some images, padded at the right and below with the mean colour to one size, a multiple of ``multiple_px``."""
     sizes = tuple((int(item.pixels.shape[1]), int(item.pixels.shape[2])) for item in items)
     height, width = (math.ceil(max(side) / multiple_px) * multiple_px for side in zip(*sizes, strict=True))
-    colour = np.array([round(255 * value) for value in spec.mean], np.uint8).reshape(3, 1, 1)
+    colour = np.array(spec.mean_colour, np.uint8).reshape(3, 1, 1)
     canvas: npt.NDArray[np.uint8] = np.broadcast_to(colour, (len(items), 3, height, width)).copy()
     for place, item in enumerate(items):
         canvas[place, :, : sizes[place][0], : sizes[place][1]] = item.pixels.numpy()

@@ -26,6 +26,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandAugment, RandomErasing
 from torchvision.transforms.v2 import functional as F
 
+from sightline.errors import ModelError
 from sightline.recipe import AugmentSpec, ImageSpec
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
@@ -77,6 +78,12 @@ class Normalises:
     """The second half of every transform."""
 
     image: ImageSpec
+
+    def __post_init__(self) -> None:
+        if not self.image.is_resolved:
+            raise ModelError(
+                "these image settings leave values to the backbone: fill them with sightline.nn.own_input.resolved(image, model)"
+            )
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return ``(pixels / 255 - mean) / std`` as float32."""
@@ -167,18 +174,14 @@ class TrainTransform(_OneImage):
             pixels = F.horizontal_flip(pixels)
         if self.augment.rotate_deg:
             angle = random.uniform(-self.augment.rotate_deg, self.augment.rotate_deg)
-            pixels = F.rotate(pixels, angle, InterpolationMode.BILINEAR, fill=self._mean_colour)
+            pixels = F.rotate(pixels, angle, InterpolationMode.BILINEAR, fill=list(self.image.mean_colour))
         if self.augment.jitter:
             pixels = jitter(random, pixels, self.augment.jitter)
         if self.augment.rand_augment or self.augment.erase:
             with _torch_follows(random):
-                for change in _torchvision_changes(self.augment, tuple(self._mean_colour)):
+                for change in _torchvision_changes(self.augment, self.image.mean_colour):
                     pixels = change(pixels)
         return _packed(pixels)
-
-    @property
-    def _mean_colour(self) -> list[int]:
-        return [round(255 * value) for value in self.image.mean]
 
 
 @cache

@@ -75,7 +75,7 @@ def imagenet_b16() -> ClassifyRecipe:
             backbone_args=(("weight_init", "jax"), ("pos_drop_rate", 0.1), ("proj_drop_rate", 0.1)),
             weights="random",
         ),
-        image=ImageSpec(image_px=224),
+        image=ImageSpec.of_backbone(image_px=224),
         augment=AugmentSpec(augment="random_resized", min_area=0.05, flip=0.5),
         data=DataSpec(images_per_batch=1_024),
         train=TrainSpec(
@@ -123,7 +123,7 @@ def small() -> ClassifyRecipe:
         mixup=0.8,
         cutmix=1.0,
         model=ModelSpec(backbone="vit_tiny_patch8_64", backbone_args=(("depth", 6),), weights="random", pooling="mean", drop_path=0.1),
-        image=ImageSpec(image_px=64),
+        image=ImageSpec.of_backbone(image_px=64),
         augment=AugmentSpec(augment="random_resized", min_area=0.4, rand_augment=9, erase=0.25),
         data=DataSpec(images_per_batch=128),
         train=TrainSpec(
@@ -142,13 +142,13 @@ def small() -> ClassifyRecipe:
 def finetune() -> ClassifyRecipe:
     """Any labelled images, from ViT-B/16 of ImageNet-21k at 384 px, as the ViT paper does: SGD 0.03, cosine, clip 1, batch 512, 20,000 steps.
 
-    The paper's grid is lr=0.003, 0.01, 0.03 and 0.06. Other weights: weights=, backbone= and the mean and std that they were trained with.
+    The paper's grid is lr=0.003, 0.01, 0.03 and 0.06. Other weights: weights= and backbone=.
     """
     return ClassifyRecipe(
         name="classify/finetune",
         head="linear",
         model=ModelSpec(backbone="vit_base_patch16_224.augreg_in21k", weights="hub"),
-        image=ImageSpec(image_px=384, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        image=ImageSpec.of_backbone(image_px=384),
         augment=AugmentSpec(augment="random_resized", min_area=0.05, flip=0.5),
         data=DataSpec(images_per_batch=512),
         train=TrainSpec(

@@ -98,7 +98,7 @@ def sop() -> IRTRecipe:
     return IRTRecipe(
         name="irt/sop",
         model=ModelSpec(backbone="deit_small_patch16_224", weights="hub"),
-        image=ImageSpec(image_px=224, resize_px=256),
+        image=ImageSpec.of_backbone(image_px=224, resize_px=256),
         augment=AugmentSpec(augment="square", flip=0.5),
         data=DataSpec(dataset="sop", classes_per_batch=16, images_per_class=4),
         train=TrainSpec(steps=35_000, lr=3e-5, weight_decay=5e-4, validate_every=1_000, save_every=1_000),
@@ -142,7 +142,7 @@ def sfm120k_224() -> IRTRecipe:
         koleo_weight=4.0,
         memory=0.0,
         model=ModelSpec(backbone="deit_small_patch16_224", weights="hub"),
-        image=ImageSpec(image_px=224, resize="square", resize_px=224),
+        image=ImageSpec.of_backbone(image_px=224, resize="square", resize_px=224),
         augment=AugmentSpec(augment="square", flip=0.0),
         data=DataSpec(dataset="sfm120k", tuples_per_batch=5),
         train=TrainSpec(
@@ -165,7 +165,7 @@ def sfm120k_384() -> IRTRecipe:
         sfm120k_224(),
         name="irt/sfm120k-384",
         model=ModelSpec(backbone="deit_base_distilled_patch16_384", weights="hub"),
-        image=ImageSpec(image_px=384, resize="square", resize_px=384),
+        image=ImageSpec.of_backbone(image_px=384, resize="square", resize_px=384),
     )
 
 
@@ -182,7 +182,7 @@ def small() -> IRTRecipe:
         reduction="mean_nonzero",
         koleo_weight=0.3,
         model=ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=(("patch_size", 8), ("depth", 6)), weights="random", pooling="mean"),
-        image=ImageSpec(image_px=64),
+        image=ImageSpec.of_backbone(image_px=64),
         augment=AugmentSpec(augment="random_resized", min_area=0.4, jitter=0.3, rotate_deg=15.0),
         data=DataSpec(classes_per_batch=16, images_per_class=4, validation=0.15),
         train=TrainSpec(

@@ -112,6 +112,7 @@ def swin_imagenet() -> MobyRecipe:
     return MobyRecipe(
         name="moby/swin-imagenet",
         model=ModelSpec(backbone="swin_tiny_patch4_window7_224", weights="random", pooling="mean", drop_path=0.2),
+        image=ImageSpec(),  # ImageNet's mean and deviation, as the authors' code has them
         data=DataSpec(images_per_batch=512),
         train=TrainSpec(
             steps=750_600,

@@ -118,6 +118,7 @@ def imagenet() -> SelfPatchRecipe:
             positions_at="dino",
             drop_path=0.1,
         ),
+        image=ImageSpec(),  # ImageNet's mean and deviation, which the authors of DINO and SelfPatch take whatever the backbone
         data=DataSpec(images_per_batch=1_024),
         train=TrainSpec(
             steps=375_300,

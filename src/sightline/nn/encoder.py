@@ -22,6 +22,7 @@ from sightline.nn.checkpoints import read_weights
 from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
+from sightline.nn.own_input import resolved
 from sightline.nn.pooling import OF_DISTILLATION, TWICE_AS_WIDE, pool
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
@@ -40,9 +41,9 @@ class Encoder(nn.Module):
 
     def __init__(self, model: ModelSpec, image: ImageSpec, backbone: Backbone | None = None) -> None:
         super().__init__()
-        self.model, self.image = model, image
+        self.model, self.image = model, resolved(image, model)
         self.fingerprint = ""
-        self.backbone = backbone or build(model, image.image_px)
+        self.backbone = backbone or build(model, self.image.image_px)
         pooled_width = self.backbone.width * (2 if model.pooling in TWICE_AS_WIDE else 1)
         self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
         self.class_attention: ClassAttention | nn.Identity = nn.Identity()

@@ -18,6 +18,7 @@ from sightline.errors import ModelError, explain_os_error
 from sightline.nn.backbone import hub_is_reachable
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
+from sightline.nn.own_input import of_untrained
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
 
@@ -116,14 +117,12 @@ def load(source: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
 
 
 def _from_timm(name: str, weights: str) -> Encoder:
-    import timm
-
     base, slash, size = name.partition("@")
-    pretrained = timm.get_pretrained_cfg(base) if timm.is_model(base) else None
-    image_px = int(size) if slash and size.isdecimal() else (pretrained.input_size[-1] if pretrained else 224)
-    image = (
-        ImageSpec(image_px=image_px, mean=tuple(pretrained.mean), std=tuple(pretrained.std)) if pretrained else ImageSpec(image_px=image_px)
-    )
+    image_px = int(size) if slash and size.isdecimal() else 0
+    image = ImageSpec.of_backbone(image_px=image_px)
+    if weights == "random":
+        own = of_untrained(base)
+        image = ImageSpec(image_px=image_px or own.image_px, mean=own.mean, std=own.std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:

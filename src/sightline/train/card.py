@@ -43,7 +43,7 @@ Turns an image into a unit-length vector; images of one class lie close by cosin
 - start: {start.get(recipe.model.weights, f"`{recipe.model.weights}`")}
 - command: `{command or "Python"}`
 - recipe hash `{recipe_hash(recipe)}`, revision `{facts["git_revision"] or "unknown"}`, {", ".join(f"{name} {number}" for name, number in facts["versions"].items())}
-- images enter at {recipe.image.image_px} x {recipe.image.image_px} px; precision `{recipe.train.precision}`
+- images enter at {encoder.image}; precision `{recipe.train.precision}`
 
 ## Limits
 Similarity means "same class, as in the training data". On images unlike those, measure first. A similarity is not a probability.
@@ -93,7 +93,7 @@ Turns an image into a unit-length vector; similar images lie close by cosine.
 - scales: {", ".join(f"{scale:g}" for scale in model.scales)}, combined by the mean of powers {model.scale_p:g}
 - pooling: `{model.pooling}`
 - command: `{command or "Python"}`
-- images enter at {encoder.image.image_px} x {encoder.image.image_px} px
+- images enter at {encoder.image}
 
 ## Limits
 Nothing was measured here: use `sightline evaluate`, on images that neither the weights nor the head were made from.

@@ -182,7 +182,7 @@ def _planned(plan: Sweep, settings: Sequence[str], num_seeds: int, out: Path) ->
             recipe = training.named_recipe(plan.recipe, [*settings, *variant.settings])
             if any(full_path(recipe, key) == "train.seed" for key in variant.values):
                 raise UsageError("the seed is no part of a grid: ask for several with --seeds 3")
-            recipe = training.named_recipe(plan.recipe, [*settings, *variant.settings, f"train.seed={seed}"])
+            recipe = training.resolved(training.named_recipe(plan.recipe, [*settings, *variant.settings, f"train.seed={seed}"]))
             runs.append(_Run(variant, seed, recipe, out / "runs" / run_name(variant, seed)))
     if len({run.folder for run in runs}) < len(runs):
         raise UsageError("two variants of the sweep would share a run folder: give them values that differ in letters or digits")

@@ -23,7 +23,7 @@ from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.evaluate import metrics, probes
 from sightline.evaluate.accuracy import measure_accuracy
 from sightline.methods.base import Measure, Method
-from sightline.nn import model_folder
+from sightline.nn import model_folder, own_input
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import DataSpec, Recipe, from_plain, override, recipe_hash, to_plain
@@ -90,7 +90,7 @@ def train(
         TrainingError: the numbers diverged.
     """
     run, where = Path(out), runtime.device(device)
-    recipe = with_backbone_of_weights(recipe)
+    recipe = resolved(recipe)
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
@@ -146,22 +146,25 @@ def train(
     return Trained(run, progress, recipe, len(bad_files), kind.chosen_by)
 
 
-def with_backbone_of_weights(recipe: Recipe) -> Recipe:
-    """Return the recipe with ``backbone=auto`` made into the network of the model folder that ``weights`` names: its arguments, pooling and colours too.
+def resolved(recipe: Recipe) -> Recipe:
+    """Return the recipe with what it leaves open filled: ``backbone=auto``, and the image settings that are left to the backbone.
+
+    ``backbone=auto`` becomes the network of the model folder that ``weights`` names: its arguments, pooling and colours too.
 
     Raises:
         ModelError: ``weights`` names no model folder.
     """
     if recipe.model.backbone != "auto":
-        return recipe
+        return replace(recipe, image=own_input.resolved(recipe.image, recipe.model))
     if recipe.model.weights in ("auto", "hub", "random"):
         raise UsageError("backbone=auto is that of a model folder: name one with weights=runs/mine, or name a backbone")
     model, image = model_folder.specs(recipe.model.weights)
     taken = {name: getattr(model, name) for name in ("backbone", "backbone_args", "pooling", "gem_p", "positions_at")}
+    found = replace(recipe.model, weights=str(model_folder.find(recipe.model.weights)), **taken)
     return replace(
         recipe,
-        model=replace(recipe.model, weights=str(model_folder.find(recipe.model.weights)), **taken),
-        image=replace(recipe.image, mean=image.mean, std=image.std),
+        model=found,
+        image=own_input.resolved(replace(recipe.image, mean=image.mean, std=image.std), found),
     )
 
 

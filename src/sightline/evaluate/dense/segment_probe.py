@@ -204,7 +204,7 @@ def learn(head: nn.Sequential, optimizer: torch.optim.Optimizer, bench: Bench, b
 
 def padded(bench: Bench, pixels: torch.Tensor, side: int) -> torch.Tensor:
     """Return an image as uint8 ``[3, side, side]``, the mean colour to its right and below it: what is 0 after normalisation."""
-    colour = torch.tensor([round(255 * value) for value in bench.encoder.image.mean], dtype=torch.uint8)
+    colour = torch.tensor(bench.encoder.image.mean_colour, dtype=torch.uint8)
     whole = colour[:, None, None].repeat(1, side, side)
     whole[:, : pixels.shape[1], : pixels.shape[2]] = pixels
     return whole
