@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def pictures(num: int, seed: int = 0) -> tuple[list[Item], np.ndarray]:
     return items, unit(random.normal(size=(num, 4)) @ surface + 0.3 * random.normal(size=(num, DIM)))
 
 
+def alike(have: Any, value: Any, *, ordered: bool) -> tuple[Any, Any]:
+    """Return what is compared: a text that reads as a number is one beside a number, and true is 1."""
+    if isinstance(have, str) and isinstance(value, bool) and have in ("true", "True", "TRUE", "false", "False", "FALSE") and not ordered:
+        return have.lower() == "true", value
+    if isinstance(have, str) == isinstance(value, str) or isinstance(value, bool) or have is None or value is None:
+        return have, value
+    text = have if isinstance(have, str) else value
+    number = float(text) if re.fullmatch(r"[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)", text) else None
+    if number is None and text is value and text.lower() in ("true", "false"):
+        number = float(text.lower() == "true")
+    return (have, value) if number is None else (number, value) if text is have else (have, number)
+
+
 def matches(where: Filter, item: Item, id: int) -> bool:
     """Say what a filter means, in Python."""
     match where:
@@ -66,6 +80,7 @@ def matches(where: Filter, item: Item, id: int) -> bool:
             return any(matches(Compare(key, "=", value), item, id) for value in values)
         case Compare(key, operator, value):
             have = {"id": id, "path": item.path, **item.metadata}.get(key)
+            have, value = alike(have, value, ordered=operator not in ("=", "!="))
             if operator in ("=", "!="):
                 return (have == value) == (operator == "=")
             if have is None or isinstance(have, str) != isinstance(value, str):
@@ -328,6 +343,83 @@ def test_metadata_that_cannot_be_filtered_is_refused(wrong: dict[str, Any]) -> N
         Item("a.jpg", wrong)
 
 
+@pytest.fixture
+def numbered(make: Make, tmp_path: Path) -> Any:
+    labels = ["1", "1", "01", "1.0", "2", "10", "cup"]
+    facts = [
+        {"label": label, "camera": row if row < 4 else f"gate {row}", "price": row / 2, "ok": row > 2} for row, label in enumerate(labels)
+    ]
+    with make(tmp_path / "index") as index:
+        index.upsert([Item(f"{row}.jpg", fact | {"tag": f"tag {row}"}) for row, fact in enumerate(facts)], pictures(len(facts))[1])
+        yield index
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("label = 1", {0, 1, 2, 3}),
+        ("label != 1", {4, 5, 6}),
+        ('label = "1"', {0, 1}),
+        ('label != "1"', {2, 3, 4, 5, 6}),
+        ("label in [1.0, 10]", {0, 1, 2, 3, 5}),
+        ("label not in [1, 2, 10]", {6}),
+        ("label >= 2", {4, 5}),
+        ("label > 1 and label < 10", {4}),
+        ("label <= 1.5", {0, 1, 2, 3}),
+        ("not label < 2", {4, 5, 6}),
+        ('camera = "3"', {3}),
+        ('camera < "2"', {0, 1}),
+        ('camera = "gate 5"', {5}),
+        ('camera != "gate 5"', {0, 1, 2, 3, 4, 6}),
+        ("ok = true", {3, 4, 5, 6}),
+        ("ok = 0", {0, 1, 2}),
+        ('ok = "true"', {3, 4, 5, 6}),
+        ('price = "1.5"', {3}),
+        ('price >= "2"', {4, 5, 6}),
+    ],
+)
+def test_numbers_meet_texts_that_read_as_numbers(numbered: Index, where: str, rows: set[int]) -> None:
+    assert {numbered.get(id).path for id in numbered.ids(where)} == {f"{row}.jpg" for row in rows}
+
+
+@pytest.mark.parametrize("where", ["tag = 1", "tag != 1", "tag >= 2", "tag in [3]", 'not tag in ["tag 1", 3]', "tag = true", "tag < false"])
+def test_a_comparison_that_no_item_can_meet_is_refused(numbered: Index, where: str) -> None:
+    for act in (numbered.count, numbered.ids, lambda where: numbered.remove(where=where)):
+        with pytest.raises(UsageError, match=r"no tag in the index is (a number|true or false).*; (did you mean|choose one of).*tag \d"):
+            act(where)
+    assert numbered.count() == 7
+
+
+def test_a_text_beside_numbers_alone_is_refused(numbered: Index) -> None:
+    for where in ('price = "cheap"', 'price != "cheap"', 'price > "x"', 'price not in ["cheap"]'):
+        with pytest.raises(UsageError, match=r"no price in the index is a text.*it goes from 0 to 3"):
+            numbered.count(where)
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ('label = "cupp"', "no item has label = \"cupp\"; did you mean 'cup'?"),
+        ('label in ["cupp", "cup"] and price > 9', "no item has price > 9: it goes from 0 to 3"),
+        ("price = 1.7", "no item has price = 1.7: the nearest are 1.5 and 2"),
+        ("price = 12", "no item has price = 12: it goes from 0 to 3"),
+        ('label = "cup" and price = 0', "no item meets them together"),
+        ('path = "x/3.jpeg"', 'no item has path = "x/3.jpeg": paths are such as'),
+        ("id = 999", "no item has id = 999: ids go from 1 to 7"),
+    ],
+)
+def test_why_nothing_matches_is_told_with_the_nearest_values(numbered: Index, where: str, told: str) -> None:
+    assert numbered.count(where) == 0
+    assert told in numbered.why_none(where)
+
+
+def test_what_a_filter_names_in_vain_is_told(numbered: Index) -> None:
+    found = numbered.absent('label in ["cup", "mug"] and camera != "gate 9" and price > 1 and path != "a"')
+    assert [one.spares for one in found] == [False, True, True]
+    assert 'no item has label = "mug"' in found[0].told
+    assert 'no item has camera = "gate 9", so camera != "gate 9" leaves nothing out; did you mean' in found[1].told
+
+
 PATHS = st.integers(0, 30).map("p{}".format)
 KEYS = st.sampled_from(["a", "b c", 'q"', "ü"])
 VALUES = st.one_of(
@@ -335,8 +427,8 @@ VALUES = st.one_of(
     st.booleans(),
     st.integers(-3, 3),
     st.floats(-3, 3, width=16),
-    st.text("aZé'\"\\%_", max_size=2),
-    st.sampled_from([0.1, 2**62, 1e300]),
+    st.text("aZé'\"\\%_01.-", max_size=2),
+    st.sampled_from([0.1, 2**62, 1e300, "true", "False", "02", "1.0"]),
 )
 COMPARISONS: st.SearchStrategy[Filter] = st.one_of(
     st.builds(Compare, KEYS, st.sampled_from(["=", "!="]), VALUES),
@@ -369,9 +461,10 @@ def test_any_history_leaves_what_a_dict_would_hold(
     path, model = tmp_path_factory.mktemp("model") / "index", Model()
     index = make(path)
     reader = Index.open(path, read_only=True)
-    anchor = Item("anchor", {"a": 0, "b c": 0, 'q"': 0, "ü": 0})  # so that no key is unknown
-    start = unit(np.ones((1, DIM)))
-    model.put(index.upsert([anchor], start), [anchor], start)
+    # So that no key is unknown, and no value of a kind that no item has.
+    anchors = [Item(name, dict.fromkeys(["a", "b c", 'q"', "ü"], value)) for name, value in (("anchor 0", 0), ("anchor 1", "true"))]
+    start = unit(np.random.default_rng(7).normal(size=(2, DIM)))
+    model.put(index.upsert(anchors, start), anchors, start)
     for step in steps:
         match step:
             case ("put", pairs, seed):
@@ -382,8 +475,10 @@ def test_any_history_leaves_what_a_dict_would_hold(
                 assert index.remove(paths=names) == len({*names} & model.items.keys())
                 model.items = {name: entry for name, entry in model.items.items() if name not in names}
             case ("remove where", gone):
-                kept = {name: entry for name, entry in model.items.items() if name == "anchor" or not matches(gone, entry[1], entry[0])}
-                assert index.remove(where=And((gone, Compare("path", "!=", "anchor")))) == len(model.items) - len(kept)
+                kept = {
+                    name: entry for name, entry in model.items.items() if name.startswith("anchor") or not matches(gone, entry[1], entry[0])
+                }
+                assert index.remove(where=And((gone, Not(In("path", ("anchor 0", "anchor 1")))))) == len(model.items) - len(kept)
                 model.items = kept
             case ("open again",):
                 index.close()

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.errors import UsageError
-from sightline.index.filters import And, Compare, In, Not, Or, keys, parse, to_sql
+from sightline.index.filter_sql import as_number, to_sql
+from sightline.index.filters import And, Below, Compare, In, Not, Or, leaves, parse, show_leaf
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from sightline.index.filters import And, Compare, In, Not, Or, keys, parse, to_s
         ("a = 1 or b = 2 and not c = 3", Or((Compare("a", "=", 1), And((Compare("b", "=", 2), Not(Compare("c", "=", 3))))))),
         ("(a = 1 OR b = 2) AND c = 3", And((Or((Compare("a", "=", 1), Compare("b", "=", 2))), Compare("c", "=", 3)))),
         ("taken.at-utc<'2026'", Compare("taken.at-utc", "<", "2026")),
+        ("path below 'photos/2026' and not path BELOW 'x'", And((Below("photos/2026"), Not(Below("x"))))),
     ],
 )
 def test_parse(text: str, expected: object) -> None:
@@ -46,6 +48,8 @@ def test_parse(text: str, expected: object) -> None:
         ("a = 99999999999999999999", "at most 64 bits"),
         ("a > null", "null has no order"),
         ("path = 3", "a path is text"),
+        ("path below 3", "expected a folder in quotes"),
+        ("camera below 'x'", "expected one of = != < <= > >= in"),
         ('id = "3"', "an id is a number"),
         ("not " * 80 + "a = 1", "nested more than"),
         (" or ".join(["a = 1"] * 500), "more than 400 comparisons"),
@@ -66,8 +70,34 @@ def test_sql_holds_nothing_that_was_written() -> None:
     assert values == ['x"; DROP TABLE items; --', "'; DROP TABLE items; --", "a' OR 1=1"]
 
 
-def test_keys_leaves_out_what_is_built_in() -> None:
-    assert list(keys(parse("a = 1 and (not b in [2] or id = 3) and path = 'x'"))) == ["a", "b"]
+def test_leaves_say_what_is_spared() -> None:
+    found = list(leaves(parse("a = 1 and (not b in [2] or id != 3) and not not path = 'x' and not c > 4")))
+    assert [(show_leaf(leaf), spared) for leaf, spared in found] == [
+        ("a = 1", False),
+        ("b in [2]", True),
+        ("id = 3", True),
+        ('path = "x"', False),
+        ("c > 4", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ['a = "it\'s \\"x\\""', "`my key` in [1, null, true]", 'path below "x"', "a.b != 0.5", "`in` >= 3", "a not in [2]"]
+)
+def test_a_comparison_is_shown_as_it_is_read(text: str) -> None:
+    (leaf, spared) = next(leaves(parse(text)))
+    shown = parse(show_leaf(leaf, spared=spared))
+    assert list(leaves(shown)) == [(leaf, spared)]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1", 1), ("01", 1), ("-7", -7), ("+2", 2), ("1.0", 1.0), (".5", 0.5), ("1e3", 1000.0), ("9007199254740993", 9007199254740993)]
+    + [(text, None) for text in ("", "1a", " 1", "1_000", "0x1", "inf", "nan", "1e999", "\u0661", "-", ".", "1,5", None, 3)],
+)
+def test_what_reads_as_a_number(text: object, number: float | None) -> None:
+    assert as_number(text) == number
+    assert type(as_number(text)) is type(number)
 
 
 @settings(max_examples=200, deadline=None)

@@ -43,6 +43,7 @@ def index(
         int, typer.Option("--short-px", min=0, help="with --patches: the short side of the images in pixels (default: the model's)")
     ] = 0,
     remove: Annotated[str, typer.Option(help="take out what matches, such as 'label = \"cup\"' or 'path = \"a.jpg\"'")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="with --remove: also where more than half of the items match")] = False,
     info: Annotated[bool, typer.Option("--info", help="rows, bytes, engine and measured recall")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="check every file and vector")] = False,
     compact: Annotated[bool, typer.Option("--compact", help="merge segments and give space back")] = False,
@@ -67,6 +68,8 @@ def index(
         patches=patches,
         short_px=short_px,
         remove=remove,
+        yes=yes,
+        ask=typer.confirm if sys.stdin.isatty() and sys.stderr.isatty() and not as_json else None,
         info=info,
         verify=verify,
         compact=compact,

@@ -109,6 +109,14 @@ class IndexInfo:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Absent:
+    """An equality of a filter that no item meets: ``told`` says so and what is near; ``spares`` where the filter keeps what is *not* equal."""
+
+    told: str
+    spares: bool
+
+
 class Index(ABC):
     """Pictures by id and path, found by their descriptors and filtered by their metadata.
 
@@ -197,7 +205,7 @@ class Index(ABC):
         """Take out the items with these paths, or ids, or that match a filter, and return how many there were; durable on return.
 
         Raises:
-            UsageError: not exactly one of the three is given, or the filter cannot be read.
+            UsageError: not exactly one of the three is given, or the filter cannot be read or compares what cannot be compared.
         """
 
     @abstractmethod
@@ -237,6 +245,14 @@ class Index(ABC):
         """Return the number of items, or of those that match."""
 
     @abstractmethod
+    def absent(self, where: str | Filter) -> list[Absent]:
+        """Return the equalities of a filter that no item meets, each value of a list on its own: what was misspelt is among them."""
+
+    @abstractmethod
+    def why_none(self, where: str | Filter) -> str:
+        """Return one line on why a filter matches no item, with the values nearest to those it asks for."""
+
+    @abstractmethod
     def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
         """Return the ``k`` items closest to each of ``vectors`` ``[Q, D]``, as ids; equal similarities put the lower id first.
 
@@ -245,7 +261,8 @@ class Index(ABC):
 
         Raises:
             IndexStoreError: the vectors do not fit the index, or a file of it is damaged.
-            UsageError: the filter cannot be read.
+            UsageError: the filter cannot be read, asks for a key that no item has, or compares one with a value of a kind that no
+                item has there.
         """
 
     @abstractmethod

@@ -1,12 +1,17 @@
 """Filters over metadata: ``camera != 3 and (tag in ["a", "b"] or label = "cat") and not (price >= 10)``.
 
 A key is a name, or anything between backquotes; ``id`` and ``path`` are built in. A value is text in quotes, a number, true, false or
-null. What an item does not have is null: ``camera != 3`` matches it, ``camera = null`` too, no range does. Values of different kinds
-are never equal nor in order, except that true is 1 and false is 0, as in Python.
+null. What an item does not have is null: ``camera != 3`` matches it, ``camera = null`` too, no range does. Beside a number true is 1 and
+false is 0; beside a text they are these words.
+
+Where one side is a number and the other a text that reads as one, they are compared as numbers: ``label = 1`` matches the labels 1, 01
+and 1.0. Two texts are compared letter by letter: ``label = "1"`` matches the label 1 alone. Other values of different kinds are never
+equal nor in order, and an engine refuses a comparison that for this reason no item can meet.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +57,13 @@ class In:
 
 
 @dataclass(frozen=True)
+class Below:
+    """``path below folder``: the pictures in a folder and in the folders in it."""
+
+    folder: str
+
+
+@dataclass(frozen=True)
 class And:
     """All of ``parts`` (of none: everything)."""
 
@@ -72,7 +84,8 @@ class Not:
     part: Filter
 
 
-Filter = Compare | In | And | Or | Not
+Filter = Compare | In | Below | And | Or | Not
+Leaf = Compare | In | Below
 
 
 def _check_built_in(key: str, value: Value) -> None:
@@ -82,53 +95,48 @@ def _check_built_in(key: str, value: Value) -> None:
         raise UsageError(f"the filter compares id with {value!r}: an id is a number, as in id = 7")
 
 
-# --- to SQL -------------------------------------------------------------------------------------------------------------------
+# --- walking ------------------------------------------------------------------------------------------------------------------
 
 
-def to_sql(where: Filter) -> tuple[str, list[Value]]:
-    """Return a condition over ``items`` and the values to bind to its question marks; nothing a person wrote is in the text."""
-    match where:
-        case And(parts) | Or(parts):
-            if not parts:
-                return ("1" if isinstance(where, And) else "0"), []
-            return _joined(" AND " if isinstance(where, And) else " OR ", [to_sql(part) for part in parts])
-        case Not(part):
-            text, values = to_sql(part)
-            return f"NOT {text}", values
-        case In(key, choices):
-            given: list[Value] = [choice for choice in choices if choice is not None]
-            marks = ", ".join("?" * len(given))
-            if key in BUILT_IN:
-                return f"({key} IN ({marks}))", given
-            among = f"(id IN (SELECT item FROM facts WHERE key = ? AND value IN ({marks})))", [key, *given]
-            return among if len(given) == len(choices) else _joined(" OR ", [among, to_sql(Compare(key, "=", None))])
-        case Compare(key, "!=", value):
-            return to_sql(Not(Compare(key, "=", value)))
-        case Compare(key, operator, value) if key in BUILT_IN:
-            return f"({key} {operator} ?)", [value]
-        case Compare(key, "=", None):
-            return "(id NOT IN (SELECT item FROM facts WHERE key = ?))", [key]
-        case Compare(key, operator, value):
-            # SQLite puts every number before every text: the second bound keeps a range among its own kind.
-            own_kind = "" if operator == "=" else " AND value >= ''" if isinstance(value, str) else " AND value < ''"
-            return f"(id IN (SELECT item FROM facts WHERE key = ? AND value {operator} ?{own_kind}))", [key, value]
-
-
-def _joined(joint: str, made: Sequence[tuple[str, list[Value]]]) -> tuple[str, list[Value]]:
-    return "(" + joint.join(text for text, _ in made) + ")", [value for _, values in made for value in values]
-
-
-def keys(where: Filter) -> Iterator[str]:
-    """Yield the metadata keys that a filter asks for."""
+def leaves(where: Filter, *, spared: bool = False) -> Iterator[tuple[Leaf, bool]]:
+    """Yield the comparisons of a filter, each with whether what is equal is what it spares (``!=``, ``not``); ``!=`` comes as ``=``."""
     match where:
         case And(parts) | Or(parts):
             for part in parts:
-                yield from keys(part)
+                yield from leaves(part, spared=spared)
         case Not(part):
-            yield from keys(part)
-        case Compare(key, _, _) | In(key, _):
-            if key not in BUILT_IN:
-                yield key
+            yield from leaves(part, spared=not spared)
+        case Compare(key, "!=", value):
+            yield Compare(key, "=", value), not spared
+        case _:
+            yield where, spared
+
+
+# --- to text ------------------------------------------------------------------------------------------------------------------
+
+
+def show(value: object) -> str:
+    """Return a value as a filter writes it."""
+    if value is None or isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def show_leaf(leaf: Leaf, *, spared: bool = False) -> str:
+    """Return a comparison as a person would write it."""
+    match leaf:
+        case Below(folder):
+            return f"{'not ' if spared else ''}path below {show(folder)}"
+        case In(key, values):
+            return f"{_show_key(key)}{' not' if spared else ''} in [{', '.join(show(value) for value in values)}]"
+        case Compare(key, operator, value):
+            if spared and operator != "=":
+                return f"not {_show_key(key)} {operator} {show(value)}"
+            return f"{_show_key(key)} {'!=' if spared else operator} {show(value)}"
+
+
+def _show_key(key: str) -> str:
+    return key if re.fullmatch(r"[^\W\d][\w.\-]*", key) and key.lower() not in _RESERVED else f"`{key}`"
 
 
 # --- from text ----------------------------------------------------------------------------------------------------------------
@@ -244,6 +252,8 @@ class _Parser:
         self.at += 1
         if self._take("in"):
             return In(key, self._list())
+        if key == "path" and self._take("below"):
+            return Below(self._folder())
         if self.token.kind == "word" and self.token.text.lower() == "not":
             self.at += 1
             if not self._take("in"):
@@ -280,6 +290,12 @@ class _Parser:
         if token.kind == "word":
             self._refuse(token.start, f'expected a value; text goes in quotes: "{token.text}"')
         self._refuse(token.start, 'expected a value: "text", a number, true, false or null')
+
+    def _folder(self) -> str:
+        start, folder = self.token.start, self._value()
+        if not isinstance(folder, str) or not folder:
+            self._refuse(start, 'expected a folder in quotes, as in path below "photos/2026"')
+        return folder
 
     def _number(self, token: _Token) -> int | float:
         if not re.fullmatch(r"[-+]?\d+", token.text):

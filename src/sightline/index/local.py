@@ -18,8 +18,9 @@ from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, UsageError
 from sightline.index import ann, filters, plan, writer
 from sightline.index import snapshot as snapshots
-from sightline.index.base import Header, Index, IndexInfo, Item, Known, SegmentInfo, check_vectors, sync_folder
+from sightline.index.base import Absent, Header, Index, IndexInfo, Item, Known, SegmentInfo, check_vectors, sync_folder
 from sightline.index.filters import Filter
+from sightline.index.matching import absent, matching, why_none
 from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, open_segment, problems
 from sightline.index.snapshot import Snapshot
 from sightline.index.store import SegmentRow, Store, create, explained
@@ -103,7 +104,7 @@ class LocalIndex(Index):
                 elif ids is not None:
                     gone = np.array(sorted(store.items(np.asarray(ids, dtype=np.int64))), dtype=np.int64)
                 else:
-                    gone = store.ids(_parsed(where))
+                    gone = matching(store, _parsed(where))
                 bury(store, segments, gone)
                 store.drop_items(gone)
             self._keep_up(store)
@@ -188,7 +189,7 @@ class LocalIndex(Index):
     def ids(self, where: str | Filter | None = None) -> IntArray:
         """See ``Index.ids``."""
         with self._reading, self._reader.reading():
-            return self._reader.ids(_parsed(where))
+            return matching(self._reader, _parsed(where))
 
     def count(self, where: str | Filter | None = None) -> int:
         """See ``Index.count``."""
@@ -196,6 +197,16 @@ class LocalIndex(Index):
             return len(self.ids(where))
         with self._reading, self._reader.reading():
             return self._reader.num_items()
+
+    def absent(self, where: str | Filter) -> list[Absent]:
+        """See ``Index.absent``."""
+        with self._reading, self._reader.reading():
+            return absent(self._reader, filters.parse(where) if isinstance(where, str) else where)
+
+    def why_none(self, where: str | Filter) -> str:
+        """See ``Index.why_none``."""
+        with self._reading, self._reader.reading():
+            return why_none(self._reader, filters.parse(where) if isinstance(where, str) else where)
 
     def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
         """See ``Index.search``."""
@@ -232,8 +243,8 @@ class LocalIndex(Index):
             now = self._current(with_log=True)
             if where not in self._allowed:
                 with self._reader.reading():
-                    matching = None if where is None else self._reader.ids(where)
-                self._allowed[where] = plan.allow(now, matching, self._reader.bits)
+                    chosen = None if where is None else matching(self._reader, where)
+                self._allowed[where] = plan.allow(now, chosen, self._reader.bits)
                 if len(self._allowed) > REMEMBERED_FILTERS:
                     self._allowed.popitem(last=False)
             return now, self._allowed[where]

@@ -45,11 +45,11 @@ class PatchStore(Store):
 
     def grids(self) -> dict[int, tuple[int, int, float, float, float, float]]:
         """Return ``id -> (rows, columns, left, top, right, bottom)`` of every item."""
-        return {id: tuple(rest) for id, *rest in self._rows("SELECT * FROM grids")}
+        return {id: tuple(rest) for id, *rest in self.rows("SELECT * FROM grids")}
 
     def grid(self, id: int) -> tuple[int, int, float, float, float, float] | None:
         """Return (rows, columns, left, top, right, bottom) of an item, None where there is none."""
-        found = self._rows("SELECT rows, columns, left, top, right, bottom FROM grids WHERE item = ?", [id])
+        found = self.rows("SELECT rows, columns, left, top, right, bottom FROM grids WHERE item = ?", [id])
         return tuple(found[0]) if found else None
 
     def drop_items(self, ids: IntArray) -> None:

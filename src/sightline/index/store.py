@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.errors import DiskFullError, IndexStoreError, SightlineError, UsageError, explain_os_error, nearest
+from sightline.errors import DiskFullError, IndexStoreError, SightlineError, explain_os_error
 from sightline.index.base import Item, Known
-from sightline.index.filters import Filter, keys, to_sql
+from sightline.index.filter_sql import as_number, to_sql
+from sightline.index.filters import Filter
 
 FILE = "index.db"
 BUSY_TIMEOUT_MS = 10_000
@@ -121,6 +122,7 @@ class Store:
             self.connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000)
             if not read_only:
                 self.connection.execute("PRAGMA synchronous = FULL")
+            self.connection.create_function("as_number", 1, as_number, deterministic=True)
             self.connection.execute("SELECT value FROM state").fetchall()  # the first statement is what reads the file
 
     def close(self) -> None:
@@ -151,7 +153,8 @@ class Store:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def _rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return what a query answers (inside ``reading`` or ``writing``)."""
         return self.connection.execute(sql, values).fetchall()
 
     def _ints(self, sql: str, values: Sequence[Any] = ()) -> IntArray:
@@ -163,7 +166,7 @@ class Store:
         """Add or replace items of distinct paths and return their ids ``[M]`` (inside ``writing``)."""
         paths = json.dumps([item.path for item in items])
         wanted = "SELECT {} FROM items WHERE path IN (SELECT value FROM json_each(?))"
-        self._forget_facts(self._rows(wanted.format("id, metadata"), [paths]))
+        self._forget_facts(self.rows(wanted.format("id, metadata"), [paths]))
         rows = [(item.path, _as_json(item), item.size_bytes, item.mtime_ns, item.content_sha256) for item in items]
         self.connection.executemany(
             "INSERT INTO items(path, metadata, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?) "
@@ -171,7 +174,7 @@ class Store:
             "mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
             rows,
         )
-        id_of = dict(self._rows(wanted.format("path, id"), [paths]))
+        id_of = dict(self.rows(wanted.format("path, id"), [paths]))
         facts = ((key, value, id_of[item.path]) for item in items for key, value in item.metadata.items() if value is not None)
         self.connection.executemany("INSERT INTO facts VALUES (?, ?, ?)", facts)
         return np.array([id_of[item.path] for item in items], dtype=np.int64)
@@ -179,7 +182,7 @@ class Store:
     def drop_items(self, ids: IntArray) -> None:
         """Delete items with their facts and log rows (inside ``writing``)."""
         wanted = json.dumps(ids.tolist())
-        self._forget_facts(self._rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted]))
+        self._forget_facts(self.rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted]))
         self.connection.execute("DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted])
         self.drop_vectors(ids)
 
@@ -191,40 +194,28 @@ class Store:
         """Return ``path -> (size_bytes, mtime_ns, content_sha256)``."""
         return {
             path: (size, mtime, sha256)
-            for path, size, mtime, sha256 in self._rows("SELECT path, size_bytes, mtime_ns, content_sha256 FROM items")
+            for path, size, mtime, sha256 in self.rows("SELECT path, size_bytes, mtime_ns, content_sha256 FROM items")
         }
 
     def items(self, ids: IntArray) -> dict[int, Item]:
         """Return the items of those ids that exist."""
         sql = "SELECT id, path, metadata, size_bytes, mtime_ns, content_sha256 FROM items WHERE id IN (SELECT value FROM json_each(?))"
-        return {id: Item(path, json.loads(metadata), *rest) for id, path, metadata, *rest in self._rows(sql, [json.dumps(ids.tolist())])}
+        return {id: Item(path, json.loads(metadata), *rest) for id, path, metadata, *rest in self.rows(sql, [json.dumps(ids.tolist())])}
 
     def ids_of_paths(self, paths: Sequence[str]) -> IntArray:
         """Return the ids of those paths that are known, ascending."""
         return self._ints("SELECT id FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY id", [json.dumps(list(paths))])
 
     def ids(self, where: Filter | None) -> IntArray:
-        """Return the ids of all items or of those that match, ascending.
-
-        Raises:
-            UsageError: the filter asks for a key that no item has.
-        """
+        """Return the ids of all items or of those that match, ascending."""
         if where is None:
             return self._ints("SELECT id FROM items ORDER BY id")
-        self._check_keys(where)
         condition, values = to_sql(where)
         return self._ints(f"SELECT id FROM items WHERE {condition} ORDER BY id", values)
 
-    def _check_keys(self, where: Filter) -> None:
-        for key in keys(where):
-            if not self._rows("SELECT 1 FROM facts WHERE key = ? LIMIT 1", [key]):
-                others = [row[0] for row in self._rows("SELECT DISTINCT key FROM facts")]
-                if others:  # an index without any metadata yet matches nothing, and that is no mistake
-                    raise UsageError(f"no item has the metadata '{key}' that the filter asks for{nearest(key, [*others, 'id', 'path'])}")
-
     def num_items(self) -> int:
         """Return the number of items."""
-        return int(self._rows("SELECT count(*) FROM items")[0][0])
+        return int(self.rows("SELECT count(*) FROM items")[0][0])
 
     # --- the log --------------------------------------------------------------------------------------------------------------
 
@@ -246,7 +237,7 @@ class Store:
 
     def log_rows(self, dim: int, *, after: int = 0) -> tuple[IntArray, IntArray, FloatArray]:
         """Return (sequence numbers ``[M]``, ids ``[M]``, vectors ``[M, D]``) of the log rows above sequence number ``after``."""
-        rows = self._rows("SELECT seq, id, vector FROM log WHERE seq > ?", [after])
+        rows = self.rows("SELECT seq, id, vector FROM log WHERE seq > ?", [after])
         vectors = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f4").reshape(len(rows), dim)
         numbers = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
         return numbers[:, 0], numbers[:, 1], vectors
@@ -262,7 +253,7 @@ class Store:
 
     def num_log_rows(self) -> int:
         """Return the number of rows in the log."""
-        return int(self._rows("SELECT count(*) FROM log")[0][0])
+        return int(self.rows("SELECT count(*) FROM log")[0][0])
 
     def clear_log(self) -> None:
         """Delete every row of the log (inside ``writing``)."""
@@ -272,15 +263,15 @@ class Store:
 
     def generation(self) -> int:
         """Return the number that every change raises."""
-        return int(self._rows("SELECT value FROM state WHERE name = 'generation'")[0][0])
+        return int(self.rows("SELECT value FROM state WHERE name = 'generation'")[0][0])
 
     def segments(self) -> list[SegmentRow]:
         """Return the published segments, oldest first."""
-        return [SegmentRow(*row) for row in self._rows("SELECT * FROM segments ORDER BY number")]
+        return [SegmentRow(*row) for row in self.rows("SELECT * FROM segments ORDER BY number")]
 
     def next_segment(self) -> int:
         """Return the number of the next segment."""
-        return int(self._rows("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'segments'), 0) + 1")[0][0])
+        return int(self.rows("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'segments'), 0) + 1")[0][0])
 
     def publish(self, segment: SegmentRow) -> None:
         """Add a segment, or replace what is said of it (inside ``writing``)."""
@@ -302,7 +293,7 @@ class Store:
     def dead(self, *, after: int = 0) -> IntArray:
         """Return ``[M, 3]`` of (number, segment, row) for the dead rows numbered above ``after``."""
         return np.array(
-            self._rows("SELECT number, segment, row FROM dead WHERE number > ? ORDER BY number", [after]), dtype=np.int64
+            self.rows("SELECT number, segment, row FROM dead WHERE number > ? ORDER BY number", [after]), dtype=np.int64
         ).reshape(-1, 3)
 
     # --- upkeep ---------------------------------------------------------------------------------------------------------------
@@ -318,11 +309,11 @@ class Store:
 
     def problems(self, dim: int) -> list[str]:
         """Return what is wrong inside the database, one line each."""
-        found = [str(row[0]) for row in self._rows("PRAGMA integrity_check") if row[0] != "ok"]
-        bad = self._rows("SELECT count(*) FROM log WHERE length(vector) != ?", [4 * dim])[0][0]
+        found = [str(row[0]) for row in self.rows("PRAGMA integrity_check") if row[0] != "ok"]
+        bad = self.rows("SELECT count(*) FROM log WHERE length(vector) != ?", [4 * dim])[0][0]
         if bad:
             found.append(f"{bad} vectors of the log are not {dim} wide")
-        num_facts = self._rows("SELECT count(*) FROM facts")[0][0]
+        num_facts = self.rows("SELECT count(*) FROM facts")[0][0]
         num_values = sum(
             value is not None for (text,) in self.connection.execute("SELECT metadata FROM items") for value in json.loads(text).values()
         )

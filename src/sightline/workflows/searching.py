@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sightline import runtime
 from sightline.contracts import Box, Descriptors, Hits
 from sightline.data.images import BadFiles
 from sightline.errors import UsageError, explain_os_error
+from sightline.index import filters
 from sightline.index.base import Index, IndexInfo, read_header
 from sightline.index.patches import PatchIndex
 from sightline.nn import model_folder
@@ -90,6 +91,8 @@ def index(
     patches: bool = False,
     short_px: int = 0,
     remove: str = "",
+    yes: bool = False,
+    ask: Callable[[str], bool] | None = None,
     info: bool = False,
     verify: bool = False,
     compact: bool = False,
@@ -101,6 +104,7 @@ def index(
     """Create or bring up to date, change, check or describe an index; returns the answer as plain data and as text.
 
     ``patches`` makes a new index one of patches, of pictures whose short side is brought to ``short_px`` (0: the model's own size).
+    ``remove`` takes more than half of the items out only with ``yes``, or where ``ask`` puts the question to a person who agrees.
 
     Raises:
         UsageError: nothing was asked for, or the index, model and images do not go together.
@@ -109,6 +113,8 @@ def index(
         raise UsageError(
             "what shall be done? --images FOLDER brings the index up to date; --info, --verify, --compact, --repair or --remove look after it"
         )
+    if remove:
+        filters.parse(remove)  # before anything is done
     answer: dict[str, Any] = {"index": str(path)}
     lines: list[str] = []
     if repair:  # first, so that --images in the same call embeds again what was forgotten
@@ -120,8 +126,8 @@ def index(
         lines.append(text)
     with Index.open(path, read_only=not (remove or compact)) as opened:
         if remove:
-            answer["removed"] = opened.remove(where=remove)
-            lines.append(f"removed {answer['removed']:,} items")
+            answer["removed"], text = _remove(opened, remove, yes, ask)
+            lines.append(text)
         if compact:
             opened.compact()
             lines.append("compacted")
@@ -133,6 +139,19 @@ def index(
             answer["info"] = asdict(about)
             lines.append(_describe(about))
     return answer, "\n".join(lines)
+
+
+def _remove(opened: Index, where: str, yes: bool, ask: Callable[[str], bool] | None) -> tuple[int, str]:
+    num, total = opened.count(where), opened.count()
+    if not num:
+        return 0, f"removed 0 of {total:,} items: {opened.why_none(where)}"
+    slips = [one.told for one in opened.absent(where) if one.spares]
+    if slips:
+        raise UsageError(f"{slips[0]}: nothing was removed; write what is to be kept as the index has it")
+    share = f"{num:,} of {total:,} items"
+    if 2 * num > total and not yes and not (ask is not None and ask(f"{share} match, more than half: remove them?")):
+        raise UsageError(f"--remove would take out {share}, more than half, so nothing was removed: add --yes if that is meant")
+    return opened.remove(where=where), f"removed {share}"
 
 
 def _describe(about: IndexInfo) -> str:
