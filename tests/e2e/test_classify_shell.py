@@ -60,7 +60,7 @@ def test_dark_is_told_from_light_on_the_test_split(run: Path, photos: Path, caps
         told(capsys, "evaluate", str(run), "--data", str(photos))["metrics"]["recall@1"] == 1.0
     )  # its descriptors are searched like any other's
     card = (run / "model" / "README.md").read_text()
-    assert "images held out of training" in card
+    assert "on held-out images of the classes that were learnt from: 2 images of 2 classes" in card
     facts = json.loads((run / "run.json").read_text())
     assert (facts["training_classes"], facts["images"], facts["validation_images"]) == (["dark", "light"], 22, 2)
 

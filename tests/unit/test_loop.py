@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -280,3 +281,14 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"junk")
     with pytest.raises(ModelError, match="delete it to start again"):
         checkpoint.load(tmp_path)
+
+
+def test_a_validation_that_measures_nothing_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = loop(tmp_path, validate=lambda _: {"map@r": math.nan}).run()
+    assert (progress.best_step, progress.start, progress.measured) == (-1, None, {})
+    told = capsys.readouterr().err
+    assert "validation measures nothing" in told
+    assert "best so far" not in told
+    assert "nan" not in (tmp_path / "metrics.jsonl").read_text().lower()
+    last, kept = loop(tmp_path, resume=True).encoder().state_dict(), model_folder.load(tmp_path).state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in last.items())  # the last step's, as without validation

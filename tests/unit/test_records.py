@@ -11,17 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from sightline.data.records import (
     Records,
     find_images,
-    hold_out_classes,
     index_labels,
     read_records,
-    require_classes,
-    require_per_class,
 )
 from sightline.errors import DataError
 
@@ -362,30 +357,6 @@ def test_class_counts_follow_the_table() -> None:
     records = labelled(0, 2, 2)
     assert records.class_counts().tolist() == [1, 0, 2]
     assert records.num_classes == 2
-
-
-def test_too_few_classes_or_images_are_told_with_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"has 1 class \('class 0'\), 2 are needed"):
-        require_classes(labelled(0, 0))
-    with pytest.raises(DataError, match=r"1 of 2 classes have fewer than 2 images \('class 1' has 1\).* lower images_per_class to 1"):
-        require_per_class(labelled(0, 0, 1), 2)
-    require_per_class(labelled(0, 0, 1, 1), 2)
-
-
-@settings(max_examples=40, deadline=None)
-@given(labels=st.lists(st.integers(0, 6), min_size=3, max_size=40), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 9))
-def test_held_out_classes_are_whole_classes(labels: list[int], fraction: float, seed: int) -> None:
-    records = labelled(*labels)
-    if records.num_classes < 2 or records.class_counts().max() < 2:
-        with pytest.raises(DataError):
-            hold_out_classes(records, fraction, seed)
-        return
-    train, val = hold_out_classes(records, fraction, seed)
-    assert sorted(train.paths + val.paths) == sorted(records.paths)
-    assert train.num_classes + val.num_classes == records.num_classes
-    assert train.num_classes >= 1
-    assert val.class_counts()[val.class_counts() > 0].min() >= 2
-    assert hold_out_classes(records, fraction, seed)[1].paths == val.paths
 
 
 def test_whole_numbers_sort_by_value() -> None:

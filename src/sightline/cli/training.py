@@ -77,14 +77,14 @@ def _how_good(trained: Trained) -> str:
         return "" if now is None or progress.start is None else f", k-NN accuracy {now:.4f} (at the start {progress.start:.4f})"
     if progress.best_step < 0:
         return ""
-    held_out, measure = ("images", "accuracy") if trained.chosen_by == "accuracy@1" else ("classes", "MAP@R")
+    held_out, measure = trained.held_out, "accuracy" if trained.chosen_by == "accuracy@1" else "MAP@R"
     if progress.best_step == 0 and progress.step:
         return (
-            f": no step beat the start ({measure} {progress.best:.4f} on held-out {held_out}), the start is kept; "
+            f": no step beat the start ({measure} {progress.best:.4f} on {held_out}), the start is kept; "
             "--set validation=0 keeps the last step instead"
         )
     start = "" if progress.start is None or progress.best_step == 0 else f", at the start {progress.start:.4f}"
-    return f", the best on held-out {held_out} (step {progress.best_step}, {measure} {progress.best:.4f}{start})"
+    return f", the best on {held_out} (step {progress.best_step}, {measure} {progress.best:.4f}{start})"
 
 
 def sweep(

@@ -107,6 +107,14 @@ class PositiveRanks:
         return self.num_positives > 0
 
     @property
+    def fallible(self) -> BoolArray:
+        """True for the answerable queries that have something wrong to find, ``[Q]``: where all is right, every measure is 1 whatever the model.
+
+        Junk, which ranks do not tell of, counts as wrong here.
+        """
+        return self.answerable & (self.num_positives < self.num_gallery)
+
+    @property
     def num_skipped(self) -> int:
         """How many queries have no positive and so take no part in any mean."""
         return int(len(self) - self.answerable.sum())

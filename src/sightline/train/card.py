@@ -12,11 +12,7 @@ from sightline.recipe import Recipe, flatten, recipe_hash
 
 def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[Measure, int, float] | None, command: str) -> str:
     """Return the card as Markdown: what it is, how it was made, what was measured, how to use it; ``best`` is (measure, step, value)."""
-    measured = (
-        _measured(best, facts, recipe.train.steps)
-        if best
-        else "Nothing was held out, so nothing is measured here: use `sightline evaluate`."
-    )
+    measured = _measured(best, facts, recipe.train.steps) if best else "Nothing was measured on the way: use `sightline evaluate`."
     start = {
         "random": "random weights",
         "hub": "the hub's pretrained weights",
@@ -57,17 +53,23 @@ Similarity means "same class, as in the training data". On images unlike those, 
 
 def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any], num_steps: int) -> str:
     measure, step, value = best
-    if measure == "accuracy@1":
-        found, options = (
-            f"Accuracy **{value:.4f}** at step {step}, on {facts['validation_images']:,} images held out of training",
-            " --protocol accuracy",
-        )
-    else:
-        found = f"MAP@R **{value:.4f}** at step {step}, leave-one-out over the {len(facts['validation_classes']):,} classes held out of training"
-        options = ""
+    num_images, num_classes = facts["validation_images"], len(facts["validation_classes"])
+    where = f"on {_held_out(measure, facts)}: {num_images:,} images of {num_classes:,} class{'' if num_classes == 1 else 'es'}"
+    name, options = ("Accuracy", " --protocol accuracy") if measure == "accuracy@1" else ("MAP@R", "")
+    found = f"{name} **{value:.4f}** at step {step}, {where}"
     if step == 0 and num_steps:
         found += f". That is the start: none of {num_steps:,} steps beat it, so these are the weights that training started from"
     return f"{found}. The same number chose the model, so it is slightly optimistic: measure on a test split with `sightline evaluate{options}`."
+
+
+def _held_out(measure: Measure, facts: Mapping[str, Any]) -> str:
+    """Return in words what a run measured its model on; runs of older versions did not note it, and these took a val split or held out classes."""
+    if facts.get("held_out"):
+        return str(facts["held_out"])
+    apart = not set(facts["validation_classes"]) & set(facts["training_classes"])
+    return (
+        "held-out classes" if apart else "held-out images" if measure == "accuracy@1" else "the val split, of classes that were learnt from"
+    )
 
 
 def head_card(encoder: Encoder, source: str, *, data: str, num_images: int, command: str) -> str:

@@ -31,7 +31,7 @@ from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
 
 Validate = Callable[[Encoder], Mapping[str, float]]
-"""Measures an encoder on held-out classes; the first value chooses the model, higher is better. It is asked before the first step too."""
+"""Measures an encoder on what is held out; the first value chooses the model, higher is better, NaN chooses nothing. It is asked before the first step too."""
 
 
 class Epochs(Protocol):
@@ -253,21 +253,26 @@ class Loop:
 
     def _validate(self, log: MetricsLog | None, bar: Bar) -> None:
         if self.ranks.is_main and self.validate is not None:
-            measured = self.validate(self.encoder())
-            name, value = next(iter(measured.items()))
-            self.progress.measured = {name: value, "step": self.progress.step}
-            if self.progress.step == 0:
-                self.progress.start = value
-            chosen = self.method.chosen_by != "last" and value > self.progress.best
-            if chosen:
-                self.progress.best, self.progress.best_step = value, self.progress.step
-            if chosen and self.folder is not None:
-                model_folder.save(self.encoder(), self.folder / "model")
-            if log is not None:
-                log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
-            note = "" if not chosen else " (best so far)" if self.progress.step else " (the start)"
-            bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{note}")
+            self._note_measured(self.validate(self.encoder()), log, bar)
         barrier()
+
+    def _note_measured(self, measured: Mapping[str, float], log: MetricsLog | None, bar: Bar) -> None:
+        name, value = next(iter(measured.items()))
+        if math.isnan(value):  # it chooses nothing, and is no number to tell
+            bar.say(f"step {self.progress.step}: validation measures nothing: of the held-out images that can be read none can be wrong")
+            return
+        self.progress.measured = {name: value, "step": self.progress.step}
+        if self.progress.step == 0:
+            self.progress.start = value
+        chosen = self.method.chosen_by != "last" and value > self.progress.best
+        if chosen:
+            self.progress.best, self.progress.best_step = value, self.progress.step
+        if chosen and self.folder is not None:
+            model_folder.save(self.encoder(), self.folder / "model")
+        if log is not None:
+            log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
+        note = "" if not chosen else " (best so far)" if self.progress.step else " (the start)"
+        bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{note}")
 
     def _save(self) -> None:
         self._take_time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,28 +17,22 @@ from sightline import __version__, catalog, runtime
 from sightline.contracts import Batch, IntArray
 from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
-from sightline.data.records import Records, hold_out_classes, images_to_hold_out, require_classes, require_per_class, share_of_images
+from sightline.data.records import Records
 from sightline.data.samplers import PKSampler, Sampler, ShuffleSampler
-from sightline.errors import DataError, UsageError, explain_os_error
-from sightline.evaluate import metrics, probes
-from sightline.evaluate.accuracy import measure_accuracy
+from sightline.errors import UsageError, explain_os_error
 from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder, own_input
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, headless
-from sightline.recipe import DataSpec, Recipe, from_plain, override, recipe_hash, to_plain
-from sightline.search.embed import embed_records
+from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.mining import MinedTuples
 from sightline.train import checkpoint
 from sightline.train.card import model_card
-from sightline.train.loop import Loop, Progress, Validate
+from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group
-from sightline.workflows.common import read_data, training_split, write_bad_files
+from sightline.workflows.common import read_data, write_bad_files
 from sightline.workflows.reducing import fit_head, require_head
-
-EMBED_LIMIT = 4_096
-"""Most validation images measured during training: enough to rank models, few enough not to slow the run."""
-
+from sightline.workflows.validating import Material, material, validator
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
 
@@ -68,13 +62,14 @@ def saved_recipe(file: Path, settings: Sequence[str] = ()) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training run left: its folder, how far it came, and the measures that chose the model."""
+    """What a training run left: its folder, how far it came, the measure that chose the model, and in words what that was taken on."""
 
     run: Path
     progress: Progress
     recipe: Recipe
     num_bad: int
     chosen_by: Measure
+    held_out: str = ""
 
 
 def train(
@@ -82,7 +77,7 @@ def train(
 ) -> Trained:
     """Train ``recipe`` on ``data`` (records, or where to read them) into the run folder ``out`` and return what became of it.
 
-    The split called val chooses the model; where there is none, classes (for classification: images) are held out of the training split. A test
+    The split called val chooses the model; where there is none, a part of the training split is held out (see ``validating.material``). A test
     split is never touched.
 
     Raises:
@@ -98,7 +93,8 @@ def train(
         records, data = data, data.root
     else:
         records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=kind.needs_labels)
-    learning, validation = _learning_and_validation(records, recipe, kind)
+    found = material(records, recipe, kind)
+    learning = found.learning
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
     epochs = _epochs(learning, recipe, bad_files)
     with process_group(where) as ranks:
@@ -113,7 +109,7 @@ def train(
         if isinstance(encoder.classifier, Classifier):
             encoder.classifier.class_names = tuple(_present(learning))
         if ranks.is_main:
-            _open_run(run, recipe, encoder.backbone.family, data, learning, validation, resume=resume)
+            _open_run(run, recipe, encoder.backbone.family, data, found, resume=resume)
         transform = kind.transform(recipe)
 
         def batches(first: int) -> Iterator[Batch]:
@@ -135,7 +131,7 @@ def train(
                 device=where,
             )
 
-        validate = _validator(learning, validation, recipe, kind.chosen_by, bad_files) if validation is not None else None
+        validate = validator(found, recipe, kind.chosen_by, bad_files)
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
@@ -143,7 +139,7 @@ def train(
             if not progress.stopped_by:
                 _finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
-    return Trained(run, progress, recipe, len(bad_files), kind.chosen_by)
+    return Trained(run, progress, recipe, len(bad_files), kind.chosen_by, found.held_out)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -175,72 +171,6 @@ def _sampler(labels: IntArray, recipe: Recipe) -> Sampler:
     return PKSampler(labels, data.classes_per_batch, data.images_per_class, seed)
 
 
-def _learning_and_validation(records: Records, recipe: Recipe, kind: type[Method]) -> tuple[Records, Records | None]:
-    if not kind.needs_labels:
-        return _images_and_watched(records, recipe.data)
-    learning, validation, data, chosen_by = training_split(records), None, recipe.data, kind.chosen_by
-    require_classes(learning, 2)
-    if data.validation and records.splits is not None and "val" in records.splits:
-        validation = records.split("val")
-        if chosen_by == "accuracy@1":
-            _require_known(validation, learning)
-        elif not (validation.class_counts() > 1).any():
-            raise DataError(f"no class of the val split of {records.root} has two images: add some, or set validation=0")
-    elif data.validation and chosen_by == "accuracy@1":
-        is_held_out = images_to_hold_out(learning, data.validation, 0)
-        learning, validation = learning.select(~is_held_out), learning.select(is_held_out)
-    elif data.validation:
-        learning, validation = hold_out_classes(learning, data.validation, 0)
-    require_classes(learning, 2)
-    if data.share < 1:
-        learning = share_of_images(learning, data.share)
-    if data.tuples_per_batch or data.images_per_batch:
-        return learning, validation
-    require_per_class(learning, data.images_per_class)
-    if learning.num_classes < data.classes_per_batch:
-        raise DataError(
-            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes} are left for training: "
-            f"lower it with --set classes_per_batch={learning.num_classes}"
-        )
-    return learning, validation
-
-
-def _images_and_watched(records: Records, data: DataSpec) -> tuple[Records, Records | None]:
-    """Return what is learnt from without labels, and the labelled images that k-NN is asked about on the way, where there are any.
-
-    They are the val split, or where there are no splits a part of each class; of classes that have images to vote among those learnt from.
-    """
-    splits = set(records.splits or ())
-    learning, watched = training_split(records) if "train" in splits or not splits else _without(records, ("val", "test")), None
-    if data.validation and records.labels is not None and "val" in splits:
-        watched = records.split("val")
-        assert watched.labels is not None
-        watched = watched.select(learning.class_counts()[watched.labels] > 0)
-    elif data.validation and not splits and learning.num_classes > 1 and learning.class_counts().max() > 1:
-        is_held_out = images_to_hold_out(learning, data.validation, 0)
-        learning, watched = learning.select(~is_held_out), learning.select(is_held_out)
-    if data.share < 1 and learning.labels is None:
-        learning = learning.select(
-            np.sort(np.random.default_rng(0).permutation(len(learning))[: max(1, round(data.share * len(learning)))])
-        )
-    elif data.share < 1:
-        learning = share_of_images(learning, data.share)
-    return learning, watched if watched is not None and len(watched) else None
-
-
-def _without(records: Records, splits: Sequence[str]) -> Records:
-    return records.select(~np.isin(np.array(records.splits, dtype=str), splits))
-
-
-def _require_known(validation: Records, learning: Records) -> None:
-    strange = [validation.class_names[label] for label in np.flatnonzero((validation.class_counts() > 0) & (learning.class_counts() == 0))]
-    if strange:
-        raise DataError(
-            f"{len(strange):,} classes of the val split of {validation.root} have no training image (such as '{strange[0]}'), so no classifier can "
-            "know them: give the class folders without splits, or set validation=0"
-        )
-
-
 def _epochs(learning: Records, recipe: Recipe, bad_files: BadFiles) -> MinedTuples | None:
     if not recipe.data.tuples_per_batch:
         return None
@@ -257,44 +187,13 @@ def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
-def _validator(learning: Records, validation: Records, recipe: Recipe, chosen_by: Measure, bad_files: BadFiles) -> Validate:
-    assert validation.labels is not None
-    learning, validation = _at_most(learning, EMBED_LIMIT), _at_most(validation, EMBED_LIMIT)
-
-    def neighbours(encoder: Encoder) -> Mapping[str, float]:
-        voting, asked = (
-            embed_records(encoder, part, bad_files, precision=recipe.train.precision, show=False) for part in (learning, validation)
-        )
-        assert learning.labels is not None and validation.labels is not None  # noqa: PT018
-        said = probes.knn(voting.vectors, learning.labels[voting.rows], asked.vectors)
-        return {"knn": float(np.mean(said == validation.labels[asked.rows]))}
-
-    def accuracy(encoder: Encoder) -> Mapping[str, float]:
-        return measure_accuracy(encoder, validation, bad_files, precision=recipe.train.precision, show=False).metrics
-
-    def retrieval(encoder: Encoder) -> Mapping[str, float]:
-        found = embed_records(encoder, validation, bad_files, precision=recipe.train.precision, show=False)
-        assert validation.labels is not None
-        ranks = metrics.positive_ranks(found.vectors, validation.labels[found.rows])
-        values = metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})
-        return {name: 0.0 if np.isnan(value) else value for name, value in values.items()}
-
-    return {"accuracy@1": accuracy, "map@r": retrieval, "last": neighbours}[chosen_by]
-
-
-def _at_most(records: Records, num: int) -> Records:
-    """Return the records, or a random part of ``num`` of them."""
-    return records if len(records) <= num else records.select(np.sort(np.random.default_rng(0).permutation(len(records))[:num]))
-
-
-def _open_run(
-    run: Path, recipe: Recipe, family: str, data: str | Path, learning: Records, validation: Records | None, *, resume: bool
-) -> None:
+def _open_run(run: Path, recipe: Recipe, family: str, data: str | Path, found: Material, *, resume: bool) -> None:
     kept = run / "recipe.json"
     if kept.exists() and not resume:
         raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
     if resume and kept.exists() and recipe_hash(saved_recipe(run)) != recipe_hash(recipe):
         raise UsageError(f"the run in '{run}' was made with other settings: resume without --set, or choose another --out")
+    learning, validation = found.learning, found.validation
     facts = {
         "recipe_hash": recipe_hash(recipe),
         "family": family,
@@ -303,6 +202,7 @@ def _open_run(
         "training_classes": _present(learning),
         "validation_classes": _present(validation) if validation is not None else [],
         "validation_images": len(validation) if validation is not None else 0,
+        "held_out": found.held_out,
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
         | {"sightline": __version__, "python": platform.python_version()},

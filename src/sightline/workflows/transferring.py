@@ -13,8 +13,9 @@ import numpy as np
 
 from sightline import runtime
 from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.data.division import images_to_hold_out, require_classes
 from sightline.data.images import BadFiles
-from sightline.data.records import Records, images_to_hold_out, require_classes
+from sightline.data.records import Records
 from sightline.errors import DataError, explain_os_error
 from sightline.evaluate import probes
 from sightline.evaluate.accuracy import guess
