@@ -276,6 +276,25 @@ def test_two_fits_of_one_set_agree() -> None:
     )
 
 
+@pytest.mark.parametrize("whiten", ["none", "pca", "supervised"])
+def test_the_largest_entry_of_each_direction_is_positive(whiten: str) -> None:
+    vectors, labels = clustered()
+    pairs = torch.from_numpy(label_pairs(labels))
+    signs = set()
+    for turned in (vectors, -vectors, vectors * torch.tensor([1.0, -1.0] * 4)):
+        components = fit_reduction(turned, 5, whiten, pairs).components  # type: ignore[arg-type]
+        largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+        assert (largest > 0).all()
+        signs.add(tuple(torch.sign(components[:, 0]).tolist()))
+    assert len(signs) > 1  # the entries of one column may be of either sign
+
+
+def test_the_mean_over_scales_has_unit_length_before_it_is_reduced() -> None:
+    encoder = made(replace(TINY, pooling="gem", scales=(1.0, 0.5)))
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.pooled(pictures(4)).norm(dim=1), torch.ones(4))
+
+
 def test_too_little_to_learn_from_is_told() -> None:
     vectors, labels = clustered(num_classes=100, each=2, width=8)
     few = torch.from_numpy(label_pairs(labels)[:5])

@@ -270,6 +270,51 @@ def test_masks_are_judged_by_their_own_overlap():
     assert of_masks["one"] == pytest.approx({"ap_mask": HALF / 10, "ap_mask50": HALF})  # IoU 0.5 exactly
 
 
+def whole(*, box: list[float], area: float, mask: bool = False) -> Annotated:
+    """One image of 200 px with one object."""
+    x0, y0, x1, y1 = box
+    outline = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]], np.float32)
+    return Annotated(
+        root=Path(),
+        paths=("a.jpg",),
+        sizes=np.array([[200, 200]]),
+        class_names=("one",),
+        image_of=np.array([0]),
+        boxes=np.array([box], np.float32),
+        labels=np.array([1]),
+        areas=np.array([area], np.float32),
+        is_crowd=np.array([False]),
+        masks=(Polygons((outline,)),) if mask else (None,),
+    )
+
+
+def test_an_objects_size_is_its_own_area_and_not_its_boxs():
+    for area, name in ((900, "ap_small"), (1100, "ap_medium"), (9300, "ap_large")):  # thin in a box of 10,000
+        measures, _ = average_precision(whole(box=[0, 0, 100, 100], area=area), {0: found([[0, 0, 100, 100]], [1], [0.9])})
+        assert measures == pytest.approx({"ap": 1.0, "ap50": 1.0, "ap75": 1.0, name: 1.0})
+
+
+def test_a_boxs_sides_are_differences_without_a_pixel_more():
+    for share, hit in ((0.5, 1.0), (0.49, 0.0)):  # a pixel more each way would make 0.49 of 10 pixels 0.54
+        _, groups = average_precision(whole(box=[0, 0, 10, 10], area=100), {0: found([[0, 0, 10, 10 * share]], [1], [0.9])})
+        assert groups["one"]["ap50"] == pytest.approx(hit)
+
+
+def test_a_predicted_mask_is_as_large_as_its_pixels():
+    large, line = np.zeros((200, 200), np.uint8), np.zeros((200, 200), np.uint8)
+    large[:120, :120] = 1
+    line[np.arange(150), np.arange(150)] = 1  # 150 pixels from corner to corner of a large box
+    both = Found(
+        np.array([[0, 0, 150, 150], [0, 0, 120, 120]], np.float32),
+        np.array([1, 1]),
+        np.array([0.9, 0.8], np.float32),
+        [tools.encode(np.asfortranarray(mask)) for mask in (line, large)],
+    )
+    measures, _ = average_precision(whole(box=[0, 0, 120, 120], area=14_400, mask=True), {0: both}, "mask")
+    # The line is a wrong answer ahead of the right one; among large objects it is none, for it is small itself.
+    assert (measures["ap_mask"], measures["ap_mask_large"]) == pytest.approx((0.5, 1.0))
+
+
 @pytest.mark.parametrize("setting", [{"batch": 0}, {"lr": 0.0}, {"least_px": 300}, {"long_px": 100}, {"flip": 2.0}])
 def test_settings_that_cannot_be_are_told(setting):
     with pytest.raises(UsageError, match="detect: "):

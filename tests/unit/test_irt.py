@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
+from sightline.methods import irt
 from sightline.methods.irt import (
     IRT,
     IRTRecipe,
@@ -56,6 +59,11 @@ def test_gradient_noise_by_hand() -> None:
     of_gradients, of_directions = gradient_noise(pull, z)
     assert of_gradients.item() == pytest.approx(9 - 4.5)
     assert of_directions.item() == pytest.approx(1 - 0.5)
+    # Gradients that are not alike by rows and columns: (3, 4), (0, 2) and (5, 0), whose directions are (0.6, 0.8), (0, 1) and (1, 0).
+    three, rows = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True), torch.tensor([[3.0, 4.0], [0.0, 2.0], [5.0, 0.0]])
+    of_gradients, of_directions = gradient_noise((three * rows).sum(), three)
+    assert of_gradients.item() == pytest.approx((9 + 0 + 25) / 3 - (8 / 3) ** 2 + (16 + 4 + 0) / 3 - (6 / 3) ** 2)
+    assert of_directions.item() == pytest.approx(1 - (1.6 / 3) ** 2 - (1.8 / 3) ** 2)
     push = contrastive_loss(z, torch.tensor([0, 1]), margin=0.5)  # no pair costs anything: no gradient, so no direction
     assert [value.item() for value in gradient_noise(push, z)] == [0.0, 0.0]
 
@@ -238,6 +246,68 @@ def test_the_memory_starts_late_wraps_round_and_never_pairs_a_row_with_itself() 
     assert second.terms["memory"].item() == pytest.approx(by_hand / 4, rel=1e-4)
     total = second.terms["contrastive"] + second.terms["memory"] + 0.7 * second.terms["koleo"]
     assert second.total.item() == pytest.approx(total.item(), rel=1e-6)
+
+
+def test_a_memory_smaller_than_a_batch_still_holds_the_batch() -> None:
+    method = _method(memory=0.1, start=0)  # a tenth of six images
+    assert method.memory_vectors.shape == (4, 16)
+    batch = _batch([0, 0, 1, 1], 1)
+    found = method.loss(batch, 0)
+    z = method.learner(batch.images).detach()
+    assert method.memory_labels.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(method.memory_vectors, z)
+    # The memory is the batch itself, no row of which is paired with itself: equation 1 once over and once again.
+    assert found.terms["memory"].item() == pytest.approx(found.terms["contrastive"].item(), rel=1e-5)
+
+
+def test_a_key_has_no_drop_path() -> None:
+    torch.manual_seed(0)
+    recipe = IRTRecipe(
+        model=replace(TINY, drop_path=0.6),
+        image=ImageSpec(image_px=16),
+        data=DataSpec(classes_per_batch=2, images_per_class=2),
+        momentum=0.9,
+    )
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2).train()
+    assert method.key_encoder is not None
+    batch = _batch([0, 0, 1, 1], 1)
+    with torch.no_grad():
+        whole = copy.deepcopy(method.key_encoder).eval()(batch.images)
+        dropped = copy.deepcopy(method.key_encoder).train()(batch.images)
+    assert not torch.allclose(whole, dropped)  # the network has paths to drop
+    method.loss(batch, 0)
+    torch.testing.assert_close(method.memory_vectors[:4], whole)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "normalised_softmax", "snca", "tuples"])
+def test_losses_are_taken_in_float32_under_bfloat16(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[float, float]] = []  # (as it was, the same in float32) of each loss
+    for name in ("contrastive_loss", "tuple_loss", "koleo_loss", "normalised_softmax_loss", "snca_loss"):
+
+        def noted(*given: torch.Tensor, loss=getattr(irt, name), **options: object) -> torch.Tensor:
+            value = loss(*given, **options)
+            assert value.dtype == torch.float32
+            with torch.autocast("cpu", enabled=False):
+                plain = [one.detach().float() if isinstance(one, torch.Tensor) and one.is_floating_point() else one for one in given]
+                taken.append((value.item(), loss(*plain, **options).item()))
+            return value
+
+        monkeypatch.setattr(irt, name, noted)
+    if objective == "tuples":
+        data, settings = DataSpec(tuples_per_batch=1, negatives=2), {"memory": 0.0, "margin": 0.85}
+    else:
+        data, settings = DataSpec(classes_per_batch=2, images_per_class=2), {"objective": objective, "memory_start": 0}
+    torch.manual_seed(0)
+    recipe = IRTRecipe(model=TINY, image=ImageSpec(image_px=16), data=data, **settings)
+    method, batch = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2), _batch([0, 0, 1, 1], 1)
+    exactly = method.loss(batch, 5).total.detach()
+    taken.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = method.loss(batch, 5)
+    assert mixed.total.dtype == torch.float32
+    assert len(taken) == {"contrastive": 3}.get(objective, 2)
+    assert all(value == plain for value, plain in taken)
+    assert not torch.equal(mixed.total, exactly)  # the network itself is in bfloat16
 
 
 def test_the_momentum_encoder_follows_slowly_and_does_not_learn() -> None:

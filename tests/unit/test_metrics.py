@@ -183,6 +183,20 @@ def test_intervals_are_seeded_and_empty_for_one_class():
     assert metrics.bootstrap_intervals(values, np.zeros(30, np.int64)) == {}
 
 
+def test_the_resampled_estimator_is_a_ratio_over_classes_of_any_size():
+    generator = np.random.default_rng(4)
+    labels = np.repeat(np.arange(6), [1, 40, 3, 25, 2, 9])
+    quality = np.array([1.0, 0.1, 0.9, 0.2, 1.0, 0.5])[labels] + 0.05 * generator.random(80)  # the large classes are the hard ones
+    drawn = np.random.default_rng(3).integers(0, 6, (400, 6))
+    resampled = []
+    for classes in drawn:
+        queries = np.concatenate([quality[labels == label] for label in classes])
+        resampled.append(queries.mean())  # a class drawn twice is there twice, with all of its queries
+    expected = np.quantile(resampled, [0.05, 0.95])
+    found = metrics.bootstrap_intervals({"m": quality}, labels, num_resamples=400, level=0.9, seed=3)["m"]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_unfit_input_is_refused():
     vectors = on_circle(LINE)
     with pytest.raises(ValueError, match="do not fit"):

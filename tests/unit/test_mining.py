@@ -127,6 +127,16 @@ def test_the_negatives_are_the_hardest_of_the_epochs_pool(places: Records) -> No
         assert negatives == walked(vectors @ vectors[anchor], int(places.labels[anchor]), places.labels, 3)
 
 
+def test_the_pool_is_another_one_in_each_epoch(places: Records) -> None:
+    epochs, net = mined(places, pool_size=9, negatives=2), encoder()
+    chosen = []
+    for epoch in range(4):
+        epochs.refresh(epoch, net)
+        chosen.append(set(epochs.tuples[:, 2:].ravel().tolist()))
+        assert len(chosen[-1]) <= 9
+    assert len(set().union(*chosen)) > 12  # of 18 images, where one pool has nine
+
+
 def test_what_a_checkpoint_keeps_is_the_table(places: Records) -> None:
     epochs, other = mined(places), mined(places)
     epochs.refresh(3, encoder())

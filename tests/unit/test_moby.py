@@ -189,6 +189,18 @@ def test_patches_learn_what_lies_around_them(negatives: bool) -> None:
         torch.testing.assert_close(method.patch_queue.norm(dim=1), torch.ones(64))
 
 
+def test_patches_have_a_temperature_of_their_own() -> None:
+    def terms(**changes: float) -> tuple[float, float]:
+        found = made(patch_weight=1.0, patch_negatives=True, **changes).loss(batch(), 0).terms
+        return found["image_loss"].item(), found["patch_loss"].item()
+
+    image, patch = terms()
+    of_patches, of_images = terms(patch_temperature=0.05), terms(temperature=0.05)
+    assert (of_patches[0], of_images[1]) == (image, patch)
+    assert abs(of_patches[1] - patch) > 0.1
+    assert abs(of_images[0] - image) > 0.1
+
+
 def test_several_batches_a_step_move_the_keys_once_and_fill_the_queues_with_each() -> None:
     method = made()
     keys = [parameter.clone() for parameter in method.key.parameters()]

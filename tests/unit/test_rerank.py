@@ -13,7 +13,7 @@ from sightline.search.neighbours import nearest
 from sightline.search.rerank import parse, sparse
 from sightline.search.rerank.base import reorder, with_tail
 from sightline.search.rerank.diffusion import Diffusion, conjugate_gradients
-from sightline.search.rerank.expansion import DatabaseAugmentation, QueryExpansion
+from sightline.search.rerank.expansion import DatabaseAugmentation, QueryExpansion, expand
 from sightline.search.rerank.kreciprocal import KReciprocal, averaged, expanded_sets, jaccard_distance
 from sightline.search.rerank.superglobal import SuperGlobal
 
@@ -220,6 +220,25 @@ def test_superglobal_is_the_mean_of_two_refined_similarities():
         first = refined @ vector
         expanded = refined[np.argsort(-first)[:5]].max(axis=0)
         np.testing.assert_allclose(found[query, ranking.rows[query, :15]], (first + refined @ expanded) / 2, atol=1e-6)
+
+
+def test_superglobal_cuts_the_weight_of_neighbours_at_an_obtuse_angle():
+    # As its docstring says it departs. Candidates at 30 and 150 degrees, a query at 60: their cosine is -0.5, so neither moves.
+    at = {degrees: [np.cos(np.radians(degrees)), np.sin(np.radians(degrees))] for degrees in (30, 60, 150)}
+    gallery, queries = np.array([at[30], at[150]], np.float32), np.array([at[60]], np.float32)
+    found = SuperGlobal(top=2, num=1, beta=0.5)(nearest(queries, gallery, 2), queries, gallery)
+    expanded = gallery.max(axis=0)
+    np.testing.assert_allclose(by_row(found, 2)[0], (gallery @ queries[0] + gallery @ expanded) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
+def test_a_neighbour_at_an_obtuse_angle_weighs_nothing_in_an_expansion(alpha):
+    gallery, queries = np.array([[-0.6, 0.8], [-1, 0]], np.float32), np.array([[1, 0]], np.float32)
+    np.testing.assert_allclose(expand(queries, np.array([[0, 1]]), gallery, alpha), queries, atol=1e-7)
+    # And one at an acute angle by its cosine to the power alpha.
+    wanted = np.array([1, 0]) + 0.6**alpha * np.array([0.6, 0.8])
+    found = expand(queries, np.array([[0, 1]]), np.array([[0.6, 0.8], [-1, 0]], np.float32), alpha)
+    np.testing.assert_allclose(found[0], wanted / np.linalg.norm(wanted), atol=1e-6)
 
 
 def test_in_a_chain_what_follows_works_with_the_changed_vectors():

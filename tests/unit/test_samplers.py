@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,16 @@ def test_an_epoch_visits_every_class(p: int) -> None:
     for epoch in range(3):
         steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
         assert {label for step in steps for label in LABELS[sampler.batch(step)]} == set(LABELS)
+
+
+def test_other_classes_meet_in_each_epoch() -> None:
+    sampler = PKSampler(np.repeat(np.arange(12), 2).astype(np.int64), 3, 2)
+    met = [
+        {frozenset((sampler.batch(4 * epoch + step) // 2).tolist()) for step in range(4)}  # the classes of each batch
+        for epoch in range(5)
+    ]
+    assert all(sorted(label for classes in one for label in classes) == list(range(12)) for one in met)
+    assert all(one != other for one, other in itertools.pairwise(met))
 
 
 def test_a_small_class_gives_all_its_images_before_it_repeats_one() -> None:

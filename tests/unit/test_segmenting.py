@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sightline import catalog
 from sightline.data.images import BadFiles
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense import parse, segmenting
+from sightline.evaluate.dense import incontext, parse, segmenting
 from sightline.evaluate.dense.incontext import label_shares, rare_first, transfer
 from sightline.evaluate.dense.miou import Confusion
 from sightline.evaluate.dense.segment_knn import closest_rows, commonest, filled_in, vote
@@ -123,6 +124,20 @@ def test_transfer_is_that_of_a_loop() -> None:
         weight = np.exp(similarity[rows] / 0.1)
         wanted.append(weight @ labels[rows] / weight.sum())
     np.testing.assert_allclose(transfer(queries, memory, labels, k=7, temperature=0.1), wanted, atol=1e-6)
+
+
+def test_queries_and_memory_are_compared_by_cosine(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watched(queries: np.ndarray, memory: np.ndarray, labels: np.ndarray, **options: Any) -> np.ndarray:
+        seen.append((queries, memory))
+        return transfer(queries, memory, labels, **options)
+
+    monkeypatch.setattr(incontext, "transfer", watched)
+    parse("in-context,k=3").measure(encoder, garden(tmp_path, num=2), BadFiles(), precision="fp32")
+    assert seen
+    for vectors in (one for pair in seen for one in pair):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
 # --- k-NN -------------------------------------------------------------------------------------------------------------------------

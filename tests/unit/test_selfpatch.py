@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -168,6 +169,53 @@ def test_last_layers_stand_still_at_first() -> None:
     assert head.grad is not None
     method.before_step(0)
     assert head.grad is None
+
+
+@pytest.mark.parametrize("num", [2, 8])
+def test_without_aggregation_the_teacher_answers_for_the_mean_of_a_patchs_neighbours(num: int) -> None:
+    method, given = made(small(), "aggregate=false", f"num_neighbours={num}", "wrap=clip"), batch()
+    encoder, asked = method.teacher.encoder, []
+    assert method.teacher.patch_head is not None
+    method.teacher.patch_head.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0]))
+    method.loss(given, 0)
+    pooling, by_hand = encoder.class_attention, []
+    assert isinstance(pooling, ClassAttention)
+    with torch.no_grad():
+        for group in given.crops:
+            tokens = encoder.tokens(group.flatten(0, 1))
+            rows, columns = tokens.grid
+            for patches in tokens.patches:
+                unit = F.normalize(patches, dim=1)
+                for patch in range(rows * columns):
+                    row, column = divmod(patch, columns)
+                    around = [
+                        other
+                        for other in range(rows * columns)
+                        if other != patch and abs(other // columns - row) <= 1 and abs(other % columns - column) <= 1
+                    ]
+                    around.sort(key=lambda other: -float(unit[patch] @ unit[other]))
+                    by_hand.append(pooling.norm(patches[around[:num]].mean(dim=0)))
+    torch.testing.assert_close(asked[0], torch.stack(by_hand))
+
+
+def test_what_tells_of_a_collapse_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = made()
+    # Half of the images are answered for with prototype 0 and half with 1, each surely: no entropy, and log 2 nats tell the images apart.
+    sure = F.one_hot(torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]), 8).float()
+    monkeypatch.setattr(selfpatch, "teacher_answers", lambda logits, *_: sure if logits.ndim == 3 else logits.softmax(dim=1))
+    found = method.loss(batch(), 0).terms
+    assert found["teacher_entropy"].item() == pytest.approx(0.0, abs=1e-6)
+    assert found["teacher_information"].item() == pytest.approx(math.log(2), rel=1e-6)
+    assert found["dead_prototypes"].item() == 0.0  # one step is no time to die in
+    # Dead are those with less than a tenth of an even share of the answers: three of eight, and not the two just above it.
+    even = 1 / 8
+    method.usage = torch.tensor([0.5 - even, 0.5 - even, 0.11 * even, 0.11 * even, 2 * even, 0.09 * even, 0.0, 0.05 * even])
+    assert method.loss(batch(), 0).terms["dead_prototypes"].item() == pytest.approx(3 / 8)
+    # All images get the same unsure answer: the entropy of it, and nothing that tells them apart.
+    sure = torch.full((2, 4, 8), even)
+    found = method.loss(batch(), 0).terms
+    assert found["teacher_entropy"].item() == pytest.approx(math.log(8), rel=1e-6)
+    assert found["teacher_information"].item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_evaluation_moves_no_centre() -> None:
