@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sightline.cli.options import Dataset, Device, Json, PrecisionOption, Verify, command_line, note, parse_box, print_json
+from sightline.imports import without_collecting
 
 
 def evaluate(
@@ -34,7 +35,8 @@ def evaluate(
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
-    from sightline.workflows import classifying, dense, measuring
+    with without_collecting():
+        from sightline.workflows import classifying, dense, measuring
 
     how: dict[str, Any] = {"dataset": dataset, "verify": verify, "split": split}
     how |= {"report": report, "device": device, "precision": precision, "command": command_line()}
@@ -82,7 +84,8 @@ def probe(
 
     Example: sightline probe runs/mine --data flowers/ --data pets/
     """
-    from sightline.workflows import transferring
+    with without_collecting():
+        from sightline.workflows import transferring
 
     found = transferring.transfer(
         model,
@@ -111,7 +114,8 @@ def compare(
 
     Example: sightline compare runs/* --metric knn --out comparison/
     """
-    from sightline.workflows import comparing
+    with without_collecting():
+        from sightline.workflows import comparing
 
     found = comparing.compare(runs, out, metrics=metric or (), command=command_line())
     if as_json:
@@ -139,7 +143,8 @@ def inspect(
 
     Example: sightline inspect runs/mine --beside timm:deit_small_patch16_224 --images photos/ --out inspection/
     """
-    from sightline.workflows import looking
+    with without_collecting():
+        from sightline.workflows import looking
 
     numbers = looking.inspect(model, data, out, beside=beside or (), dataset=dataset, verify=verify, device=device, command=command_line())
     if as_json:
@@ -164,7 +169,8 @@ def explain(
 
     Example: sightline explain runs/mine a.jpg b.jpg --box 40,30,120,110 --out match.html
     """
-    from sightline.workflows import looking
+    with without_collecting():
+        from sightline.workflows import looking
 
     told = looking.explain(
         model,

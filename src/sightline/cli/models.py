@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.cli.options import Dataset, Device, Json, Verify, command_line, note, print_json
+from sightline.imports import without_collecting
 
 
 def export(
@@ -20,7 +21,8 @@ def export(
 
     Example: sightline export runs/mine --format onnx --out mine.onnx
     """
-    from sightline.workflows import looking
+    with without_collecting():
+        from sightline.workflows import looking
 
     done = looking.export(model, out)
     if as_json:
@@ -51,7 +53,8 @@ def reduce(
 
     Example: sightline reduce runs/mine --data photos/ --whiten supervised --pca 128 --out runs/mine/whitened
     """
-    from sightline.workflows import reducing
+    with without_collecting():
+        from sightline.workflows import reducing
 
     settings = [f"pca={pca}", f"whiten={whiten}", f"scales={scales}", f"scale_p={scale_p}"]
     settings += [f"{key}={value}" for key, value in (("pooling", pooling), ("gem_p", gem_p)) if value is not None]
@@ -68,7 +71,8 @@ def doctor(as_json: Json = False) -> None:
 
     Example: sightline doctor
     """
-    from sightline.workflows import common
+    with without_collecting():
+        from sightline.workflows import common
 
     found = common.doctor()
     if as_json:

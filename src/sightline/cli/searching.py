@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, parse_box, print_json
+from sightline.imports import without_collecting
 
 
 def embed(
@@ -23,7 +24,8 @@ def embed(
 
     Example: sightline embed runs/mine --images photos/ --out vectors.parquet
     """
-    from sightline.workflows import searching
+    with without_collecting():
+        from sightline.workflows import searching
 
     done = searching.embed(model, images, out, device=device, precision=precision)
     if as_json:
@@ -59,7 +61,8 @@ def index(
 
     Example: sightline index photos.index --model runs/mine --images photos/
     """
-    from sightline.workflows import searching
+    with without_collecting():
+        from sightline.workflows import searching
 
     answer, text = searching.index(
         index,
@@ -106,7 +109,8 @@ def search(
 
     Example: sightline search photos.index --image query.jpg -k 10 --where 'label != "cup"'
     """
-    from sightline.workflows import searching
+    with without_collecting():
+        from sightline.workflows import searching
 
     answers = searching.search(
         index,

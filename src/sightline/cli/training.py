@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sightline.cli.options import Device, Json, command_line, note, print_json
+from sightline.imports import without_collecting
 
 if TYPE_CHECKING:
     from sightline.workflows.sweeping import Swept
@@ -31,7 +32,9 @@ def train(
     """
     from sightline import runtime
     from sightline.errors import UsageError
-    from sightline.workflows import training
+
+    with without_collecting():
+        from sightline.workflows import training
 
     settings = [*(setting or []), *(extra or [])]
     if resume and (out / "recipe.json").exists():
@@ -105,7 +108,8 @@ def sweep(
 
     Example: sightline sweep irt/cub --data CUB/ --out sweeps/cub --grid margin=0.1,0.3,0.5 koleo_weight=0,0.3,0.7 --seeds 3
     """
-    from sightline.workflows import sweeping
+    with without_collecting():
+        from sightline.workflows import sweeping
 
     plan = sweeping.named_sweep(name, grid or (), recipe)
     swept = sweeping.sweep(

@@ -22,12 +22,15 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import RandAugment, RandomErasing
-from torchvision.transforms.v2 import functional as F
 
 from sightline.errors import ModelError
+from sightline.imports import compiler_later
 from sightline.recipe import AugmentSpec, ImageSpec
+
+with compiler_later():
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import RandAugment, RandomErasing
+    from torchvision.transforms.v2 import functional as F
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 """Width over height of a random area, as in Inception-style crops everywhere."""

@@ -1,1 +1,6 @@
-"""Networks: any token-yielding timm backbone, pooling, reduction, the encoder and its folder on disk."""
+"""Networks: backbones, pooling, the encoder, and how a model stands on disk."""
+
+from sightline.imports import compiler_later
+
+with compiler_later():  # first, and once for every module below
+    import timm  # noqa: F401

@@ -1,0 +1,84 @@
+"""What a cold start need not wait for: torch's compiler, and the collection of garbage while modules are loaded."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo"
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Load modules within without looking for garbage: torch's and timm's make a million lasting objects, a third of their time went to it."""
+    if not gc.isenabled() or "torch" in sys.modules:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # what has been loaded stays: later collections need not walk through it
+        gc.enable()
+
+
+@contextmanager
+def compiler_later() -> Iterator[None]:
+    """Let torchvision and timm be imported within without torch's compiler, which comes with sympy and takes as long as torch itself.
+
+    The two use it in two places while they load: torchvision takes ``is_compile_supported`` from it (for ``roi_align``), and timm marks
+    three functions of NaFlexViT as not to be compiled. Both find a stand-in here that turns to the compiler when it is first called.
+    Behind the block the stand-in is gone, so that whoever imports the compiler gets the compiler.
+    """
+    if COMPILER in sys.modules:
+        yield
+        return
+    compiler = _stand_in(COMPILER, disable=_disable_later)
+    utils = _stand_in(f"{COMPILER}.utils", is_compile_supported=_is_compile_supported)
+    sys.modules |= {module.__name__: module for module in (compiler, utils)}
+    try:
+        yield
+    finally:
+        _withdraw()
+
+
+def _stand_in(name: str, **known: Callable[..., Any]) -> ModuleType:
+    """Return a module of what is known; asked for anything else it makes room for the real one."""
+    module = ModuleType(name)
+
+    def real(attribute: str) -> Any:
+        if attribute.startswith("__"):  # the import itself asks for __path__
+            raise AttributeError(attribute)
+        _withdraw()
+        return getattr(importlib.import_module(name), attribute)
+
+    module.__dict__.update(known, __getattr__=real, stands_in=True)
+    return module
+
+
+def _withdraw() -> None:
+    for name in (COMPILER, f"{COMPILER}.utils"):
+        if "stands_in" in vars(sys.modules.get(name, sys)):
+            del sys.modules[name]
+
+
+def _is_compile_supported(device_type: Any) -> Any:
+    return importlib.import_module(f"{COMPILER}.utils").is_compile_supported(device_type)
+
+
+def _disable_later(function: Callable[..., Any], recursive: bool = True, *, reason: str | None = None) -> Callable[..., Any]:
+    made: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        if not made:
+            made.append(importlib.import_module(COMPILER).disable(function, recursive, reason=reason))
+        return made[0](*arguments, **named)
+
+    return call
