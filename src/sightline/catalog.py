@@ -25,6 +25,9 @@ RECIPES = {
     "classify/small": "sightline.methods.classify:small",
     "classify/finetune": "sightline.methods.classify:finetune",
     "classify/finetune-small": "sightline.methods.classify:finetune_small",
+    "segment/fpn": "sightline.methods.segment:fpn",
+    "segment/upernet": "sightline.methods.segment:upernet",
+    "segment/small": "sightline.methods.segment:small",
     "selfpatch/tiny": "sightline.methods.selfpatch:tiny",
     "selfpatch/small": "sightline.methods.selfpatch:small",
     "selfpatch/imagenet": "sightline.methods.selfpatch:imagenet",
@@ -54,6 +57,7 @@ SWEEPS = {
 METHODS = {
     "irt": "sightline.methods.irt:IRT",
     "classify": "sightline.methods.classify:Classify",
+    "segment": "sightline.methods.segment:Segment",
     "selfpatch": "sightline.methods.selfpatch:SelfPatch",
     "moby": "sightline.methods.moby:Moby",
 }
@@ -82,6 +86,7 @@ BENCHMARKS = {
 DENSE_PROTOCOLS: dict[str, str] = {
     "davis": "sightline.evaluate.dense.davis:DavisProtocol",
     "in-context": "sightline.evaluate.dense.incontext:InContext",
+    "segment": "sightline.evaluate.dense.segment:Segment",
     "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
     "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
     "detect": "sightline.evaluate.dense.detect:Detect",

@@ -121,6 +121,24 @@ class DetectionBatch(Batch):
         return DetectionBatch(images, labels, rows, sizes=self.sizes, instances=tuple(one.to(device) for one in self.instances))
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmentationBatch(Batch):
+    """A batch with the class of every pixel: ``masks`` int64 ``[B, H, W]``, -1 where nobody says what it is."""
+
+    masks: torch.Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wanted = (self.images.shape[0], *self.images.shape[-2:])
+        if tuple(self.masks.shape) != wanted:
+            raise ValueError(f"a SegmentationBatch needs masks [B, H, W] of its images' size {wanted}; got {tuple(self.masks.shape)}")
+
+    def to(self, device: torch.device) -> SegmentationBatch:
+        """Return the batch on ``device``."""
+        images, labels, rows, masks = (part.to(device, non_blocking=True) for part in (self.images, self.labels, self.rows, self.masks))
+        return SegmentationBatch(images, labels, rows, masks=masks)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """What a backbone returns: ``prefix`` ``[B, P, D]`` (class token first), ``patches`` ``[B, N, D]`` in row order, ``grid`` (rows, columns)."""

@@ -228,8 +228,8 @@ class TrainSpec:
     weight_decay_growth: float = 1.0  # by a cosine, the weight decay ends at this times its beginning
     layer_decay: float = 1.0  # each block's learning rate is this times that of the block above it
     warmup_steps: int = 0
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
-    final_lr: float = 0.0  # where the cosine ends, as a share of lr
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"  # linear falls from step 0 on, under the warm-up too
+    final_lr: float = 0.0  # where the cosine or the line ends, as a share of lr
     lr_decay: float = 0.99  # exponential only: the rate is multiplied by this every lr_decay_steps
     lr_decay_steps: int = 400
     clip_norm: float = 0.0  # largest gradient norm; 0 does not clip

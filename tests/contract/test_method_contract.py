@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sightline import catalog
-from sightline.contracts import Batch
+from sightline.contracts import Batch, SegmentationBatch
 from sightline.methods.base import Method
 from sightline.nn.collapse import PATIENCE
 from sightline.nn.encoder import Encoder
@@ -24,6 +24,7 @@ TUPLE = ["tuples_per_batch=1", "negatives=2"]
 SHUFFLED = ["images_per_batch=4"]
 CROPS = ["crop_px=16,8", "num_crops=2,2", "crop_min_area=0.4,0.1", "crop_max_area=1.0,0.4", "wrap=clip"]
 HEADS = ["num_prototypes=8", "num_patch_prototypes=8", "head_hidden=16", "head_bottleneck=8", "freeze_last_steps=1"]
+SEGMENTS = ["image_px=32", "resize_px=32", "pyramid_channels=16", "head_channels=16"]
 UNLABELLED = {"selfpatch": [*CROPS, *HEADS], "moby": ["crop_px=16", "projector_hidden=16", "projector_out=8", "queue_length=8"]}
 
 
@@ -33,6 +34,8 @@ def make(name: str) -> tuple[Recipe, Method]:
     named = catalog.find("recipes", name)()
     batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
     tiny = TINY
+    if catalog.find("methods", name.partition("/")[0]).learns_from == "masks":
+        batches = [*batches, *SEGMENTS]
     if not catalog.find("methods", name.partition("/")[0]).needs_labels:
         has_patches = named.model.pooling == "class_attention"
         args = ",class_token=false,final_norm=false,global_pool=" if has_patches else ""
@@ -44,8 +47,11 @@ def make(name: str) -> tuple[Recipe, Method]:
     return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
 
 
-def batch(seed: int = 0) -> Batch:
+def batch(name: str, seed: int = 0) -> Batch:
     random = torch.Generator().manual_seed(seed)
+    if catalog.find("methods", name.partition("/")[0]).learns_from == "masks":
+        masks = torch.randint(-1, 6, (4, 32, 32), generator=random)
+        return SegmentationBatch(torch.randn(4, 3, 32, 32, generator=random), torch.zeros(4).long(), torch.arange(4), masks=masks)
     crops = tuple(torch.randn(2, 4, 3, px, px, generator=random) for px in (16, 8))
     return Batch.of_crops(crops, torch.tensor([0, 0, 1, 1]), torch.arange(4))
 
@@ -79,7 +85,7 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     recipe, method = make(name)
     optimizer = torch.optim.SGD(method.parameter_groups(recipe.train))
     for step in range(3):
-        terms = method.loss(batch(step), step)
+        terms = method.loss(batch(name, step), step)
         assert torch.isfinite(terms.total)
         assert all(not value.requires_grad for value in terms.terms.values())
         optimizer.zero_grad()
@@ -90,7 +96,7 @@ def test_a_step_descends_and_everything_it_needs_next_is_saved(name: str) -> Non
     _, other = make(name)
     other.load_state_dict(method.state_dict())
     late = recipe.train.steps
-    assert torch.equal(other.eval().loss(batch(9), late).total, method.eval().loss(batch(9), late).total)
+    assert torch.equal(other.eval().loss(batch(name, 9), late).total, method.eval().loss(batch(name, 9), late).total)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_path: Path) -> None:
@@ -100,7 +106,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_path:
 
         def batches(first: int) -> Iterator[Batch]:
             for step in range(first, last):
-                yield batch(step)
+                yield batch(name, step)
             raise InterruptedError
 
         folder.mkdir(exist_ok=True)
@@ -115,6 +121,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, tmp_path:
 
 
 def test_the_encoder_makes_unit_vectors(name: str) -> None:
-    vectors = make(name)[1].encoder().embed_batch(batch().images)
+    vectors = make(name)[1].encoder().embed_batch(batch(name).images)
     assert vectors.shape == (4, 16)
     torch.testing.assert_close(torch.from_numpy(vectors).norm(dim=1), torch.ones(4))

@@ -15,14 +15,15 @@ from PIL import Image
 
 from sightline import catalog
 from sightline.data.images import BadFiles
+from sightline.data.segments import Cutting, distorted, nearest_size
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense import incontext, parse, segmenting
 from sightline.evaluate.dense.incontext import label_shares, rare_first, transfer
 from sightline.evaluate.dense.miou import Confusion
 from sightline.evaluate.dense.segment_knn import closest_rows, commonest, filled_in, vote
-from sightline.evaluate.dense.segment_probe import SegmentLinear, Shuffled, distorted, linear_head, rate, slide, starts
-from sightline.evaluate.dense.segmenting import classes_at, colour, joined, nearest_size, painted, patches_of
+from sightline.evaluate.dense.segment_probe import Shuffled, linear_head, rate, slide, starts
+from sightline.evaluate.dense.segmenting import classes_at, colour, joined, painted, patches_of
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 
@@ -227,10 +228,10 @@ def test_crops_keep_image_and_mask_together_and_come_from_the_seed_alone() -> No
     random = np.random.default_rng(0)
     mask = random.integers(0, 3, (6, 8)).repeat(10, axis=0).repeat(10, axis=1).astype(np.int16)
     image = Image.fromarray((mask * 100).astype(np.uint8)[..., None].repeat(3, axis=2))
-    how = SegmentLinear(distort=False)
+    how = Cutting(crop_px=32, short_px=32, distort=False)
     for seed in range(6):
-        pixels, cut = how.cut(Random(seed), image, mask, 32)
-        again, cut_again = how.cut(Random(seed), image, mask, 32)
+        pixels, cut = how.cut(Random(seed), image, mask)
+        again, cut_again = how.cut(Random(seed), image, mask)
         assert torch.equal(pixels, again)
         assert (cut == cut_again).all()
         assert tuple(pixels.shape[1:]) == cut.shape

@@ -41,6 +41,7 @@ def evaluate(
     how: dict[str, Any] = {"dataset": dataset, "verify": verify, "split": split}
     how |= {"report": report, "device": device, "precision": precision, "command": command_line()}
     found: dense.DenseEvaluation | classifying.Classified | measuring.Evaluation
+    protocol = dense.of_the_model(protocol, model, data)
     if dense.is_dense(protocol) or protocol == classifying.PROTOCOL:
         classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
     if dense.is_dense(protocol):

@@ -80,7 +80,8 @@ def _how_good(trained: Trained) -> str:
         return "" if now is None or progress.start is None else f", k-NN accuracy {now:.4f} (at the start {progress.start:.4f})"
     if progress.best_step < 0:
         return ""
-    held_out, measure = trained.held_out, "accuracy" if trained.chosen_by == "accuracy@1" else "MAP@R"
+    measure = {"accuracy@1": "accuracy", "miou": "mIoU"}.get(trained.chosen_by, "MAP@R")
+    held_out = trained.held_out
     if progress.best_step == 0 and progress.step:
         return (
             f": no step beat the start ({measure} {progress.best:.4f} on {held_out}), the start is kept; "

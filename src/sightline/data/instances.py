@@ -194,7 +194,7 @@ def training_batches(
         raise DataError(f"none of the {len(showing):,} training images can be read (last: {reason})")
 
     items: list[_Prepared] = []
-    for item in _ahead(sample, np.arange(first_step * batch, (first_step + num_steps) * batch), num_threads, 2 * batch):
+    for item in in_threads(sample, np.arange(first_step * batch, (first_step + num_steps) * batch), num_threads, 2 * batch):
         items.append(item)
         if len(items) == batch:
             yield collate(items, spec, multiple_px)
@@ -214,7 +214,7 @@ def evaluation_batches(
             return None
 
     items: list[_Prepared] = []
-    for item in _ahead(sample, np.arange(len(data)), num_threads, 2 * batch):
+    for item in in_threads(sample, np.arange(len(data)), num_threads, 2 * batch):
         items += [item] if item is not None else []
         if len(items) == batch:
             yield collate(items, spec, multiple_px)
@@ -223,7 +223,7 @@ def evaluation_batches(
         yield collate(items, spec, multiple_px)
 
 
-def _ahead(read: Callable[[int], T], numbers: IntArray, num_threads: int, ahead: int) -> Iterator[T]:
+def in_threads(read: Callable[[int], T], numbers: IntArray, num_threads: int, ahead: int) -> Iterator[T]:
     """Yield ``read`` of each number in order, done in threads up to ``ahead`` before it is asked for."""
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")

@@ -14,19 +14,23 @@ from sightline.data.transforms import CropTransform, Transform, train_transform
 from sightline.nn.encoder import Encoder
 from sightline.recipe import TrainSpec
 
-Measure = Literal["map@r", "accuracy@1", "last"]
+Measure = Literal["map@r", "accuracy@1", "miou", "last"]
+
+LearnsFrom = Literal["images", "masks"]
 
 
 class Method(nn.Module, ABC):
     """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free.
 
     ``chosen_by`` is the validation measure that chooses a run's model: ``map@r`` on classes that training does not see, or ``accuracy@1``
-    of the encoder's head on images that training does not see, of the classes that it does; ``last`` keeps the last model, whatever
-    is measured on the way. ``needs_labels`` is False where it learns from images alone.
+    of the encoder's head on images that training does not see, of the classes that it does, or ``miou`` of its segmenter there; ``last``
+    keeps the last model, whatever is measured on the way. ``needs_labels`` is False where it learns from images alone; ``learns_from``
+    is ``masks`` where every pixel has a class: its batches are of ``SegmentationBatch``.
     """
 
     chosen_by: ClassVar[Measure] = "map@r"
     needs_labels: ClassVar[bool] = True
+    learns_from: ClassVar[LearnsFrom] = "images"
 
     @classmethod
     def transform(cls, recipe: Any) -> Transform | CropTransform:

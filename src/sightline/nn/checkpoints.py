@@ -32,6 +32,7 @@ HEAD_PREFIXES = (
     "head_dist.",
     "fc.",
     "classifier.",
+    "segmenter.",
     "fc_norm.",
     "attn_pool.",
     "pre_logits.",

@@ -35,7 +35,8 @@ Picture = Path | str | bytes | Image.Image
 class Encoder(nn.Module):
     """Backbone, pooling, optional projection, optional scales, optional reduction, unit length.
 
-    A ``classifier``, which classification puts on, takes the vectors before reduction and scales; descriptors do not depend on it.
+    A ``classifier``, which classification puts on, takes the vectors before reduction and scales; a ``segmenter`` takes the backbone's maps.
+    Descriptors do not depend on either.
     ``fingerprint`` names the exact descriptors it makes (empty until it has been saved or loaded); an index refuses another's.
     """
 
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
         self.width = model.projection or pooled_width  # of what the reduction takes
         self.reduction: Reduction | nn.Identity = nn.Identity()
         self.classifier: Classifier | nn.Identity = nn.Identity()
+        self.segmenter: nn.Module = nn.Identity()  # an nn.segmenter.Segmenter, which knows this class
         if model.pooling in {"cls", "cls_gem"} and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
         if model.pooling in OF_DISTILLATION and not self.backbone.has_distillation:
@@ -112,6 +114,17 @@ class Encoder(nn.Module):
         if isinstance(self.classifier, nn.Identity):
             raise ModelError("this model has no classifier: train one with sightline train classify/finetune")
         logits: torch.Tensor = self.classifier(self._pooled(images))
+        return logits
+
+    def segmentation(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the segmenter's logits ``[B, C, h, w]`` at its finest stride, of normalised images ``[B, 3, H, W]``, along its ``class_names``.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if isinstance(self.segmenter, nn.Identity):
+            raise ModelError("this model has no segmentation head: train one with sightline train segment/fpn")
+        logits: torch.Tensor = self.segmenter(self, images)
         return logits
 
     def tokens(self, images: torch.Tensor) -> Tokens:
@@ -261,6 +274,7 @@ def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
         made = Encoder(replace(model, weights="random"), encoder.image)
     left_behind = ("reduction.", "class_attention.", "classifier.") if changed else ("reduction.",)
+    made.segmenter = encoder.segmenter
     if not changed:
         made.classifier = encoder.classifier
     made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith(left_behind)})

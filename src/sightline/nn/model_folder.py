@@ -20,6 +20,7 @@ from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
 from sightline.nn.own_input import of_untrained
 from sightline.nn.reduction import Reduction
+from sightline.nn.segmenter import Segmenter, SegmenterSpec
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
 
 FORMAT, VERSION = "sightline-model", 1
@@ -50,6 +51,7 @@ def _config(encoder: Encoder) -> dict[str, Any]:
         "image": to_plain(encoder.image),
         "reduced_to": encoder.dim if isinstance(encoder.reduction, Reduction) else 0,
         **_classifier_config(encoder.classifier),
+        **_segmenter_config(encoder.segmenter),
     }
 
 
@@ -57,6 +59,12 @@ def _classifier_config(classifier: torch.nn.Module) -> dict[str, Any]:
     if not isinstance(classifier, Classifier):
         return {}  # as in the folders that were written before there were classifiers
     return {"classifier": {"hidden": classifier.pre_logits is not None, "class_names": list(classifier.class_names)}}
+
+
+def _segmenter_config(segmenter: torch.nn.Module) -> dict[str, Any]:
+    if not isinstance(segmenter, Segmenter):
+        return {}
+    return {"segmenter": {**to_plain(segmenter.spec), "class_names": list(segmenter.class_names)}}
 
 
 def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
@@ -166,6 +174,14 @@ def specs(source: str) -> tuple[ModelSpec, ImageSpec]:
     return from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"])
 
 
+def has_segmenter(source: str | Path) -> bool:
+    """Return whether ``source`` is a model or run folder here whose model has a segmentation head."""
+    for folder in (Path(source), Path(source) / "model"):
+        if (folder / "config.json").is_file():
+            return "segmenter" in _read_config(folder)
+    return False
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -190,6 +206,10 @@ def _from_folder(folder: Path) -> Encoder:
         encoder.reduction = Reduction(encoder.dim, int(config["reduced_to"]), encoder.model.whiten)
     if "classifier" in config:
         encoder.classifier = Classifier(encoder.width, config["classifier"]["class_names"], hidden=config["classifier"]["hidden"])
+    if "segmenter" in config:
+        kept = dict(config["segmenter"])
+        names = kept.pop("class_names")
+        encoder.segmenter = Segmenter(encoder, from_plain(SegmenterSpec, kept), names)
     try:
         encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:

@@ -99,3 +99,19 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, float(self.momentum or 0.0))
             self.running_var.lerp_(variance * num / (num - 1), float(self.momentum or 0.0))
         return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(rows.dtype)
+
+
+class GlobalMapNorm(GlobalBatchNorm):
+    """Batch norm over the places of maps ``[B, C, H, W]`` of all processes."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if input.ndim not in (2, 4):
+            raise ValueError(f"maps are [B, C, H, W], got {tuple(input.shape)}")
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the normalised maps ``[B, C, H, W]``; in training, by the moments of all processes' maps."""
+        if maps.ndim == 2:  # the rows that the other kind makes of maps
+            return super().forward(maps)
+        if not self.training or world_size() == 1:
+            return nn.modules.batchnorm._BatchNorm.forward(self, maps)
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

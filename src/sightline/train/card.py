@@ -7,6 +7,7 @@ from typing import Any
 
 from sightline.methods.base import Measure
 from sightline.nn.encoder import Encoder
+from sightline.nn.segmenter import Segmenter
 from sightline.recipe import Recipe, flatten, recipe_hash
 
 
@@ -21,16 +22,11 @@ def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, be
     settings = "\n".join(f"| `{path}` | `{value}` |" for path, value in flatten(recipe))
     return f"""---
 library_name: sightline
-tags: [image-retrieval, metric-learning]
+tags: [{"image-segmentation" if isinstance(encoder.segmenter, Segmenter) else "image-retrieval, metric-learning"}]
 ---
 # {recipe.name}: {recipe.model.backbone}, {encoder.dim}-d descriptors
 
-Turns an image into a unit-length vector; images of one class lie close by cosine.
-
-    import sightline
-    encoder = sightline.load("this-folder")
-    vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, {encoder.dim}]
-
+{_use(encoder)}
 ## Measured
 {measured}
 
@@ -42,7 +38,7 @@ Turns an image into a unit-length vector; images of one class lie close by cosin
 - images enter at {encoder.image}; precision `{recipe.train.precision}`
 
 ## Limits
-Similarity means "same class, as in the training data". On images unlike those, measure first. A similarity is not a probability.
+{_limits(encoder)}
 
 ## Settings
 | setting | value |
@@ -51,11 +47,35 @@ Similarity means "same class, as in the training data". On images unlike those, 
 """
 
 
+def _use(encoder: Encoder) -> str:
+    if isinstance(encoder.segmenter, Segmenter):
+        return f"""Names the class of every pixel, one of {len(encoder.segmenter.class_names)}; its descriptors are its backbone's.
+
+    import sightline
+    encoder = sightline.load("this-folder")
+    logits = encoder.segmentation(images)            # of normalised images [B, 3, H, W]: [B, {len(encoder.segmenter.class_names)}, h, w]
+"""
+    return f"""Turns an image into a unit-length vector; images of one class lie close by cosine.
+
+    import sightline
+    encoder = sightline.load("this-folder")
+    vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, {encoder.dim}]
+"""
+
+
+def _limits(encoder: Encoder) -> str:
+    if isinstance(encoder.segmenter, Segmenter):
+        return "Every pixel gets one of the classes of the training data, whatever it shows. On images unlike those, measure first."
+    return (
+        'Similarity means "same class, as in the training data". On images unlike those, measure first. A similarity is not a probability.'
+    )
+
+
 def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any], num_steps: int) -> str:
     measure, step, value = best
     num_images, num_classes = facts["validation_images"], len(facts["validation_classes"])
     where = f"on {_held_out(measure, facts)}: {num_images:,} images of {num_classes:,} class{'' if num_classes == 1 else 'es'}"
-    name, options = ("Accuracy", " --protocol accuracy") if measure == "accuracy@1" else ("MAP@R", "")
+    name, options = {"accuracy@1": ("Accuracy", " --protocol accuracy"), "miou": ("mIoU", "")}.get(measure, ("MAP@R", ""))
     found = f"{name} **{value:.4f}** at step {step}, {where}"
     if step == 0 and num_steps:
         found += f". That is the start: none of {num_steps:,} steps beat it, so these are the weights that training started from"

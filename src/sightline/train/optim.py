@@ -24,7 +24,13 @@ def build_optimizer(groups: list[dict[str, Any]], spec: TrainSpec) -> torch.opti
 
 
 def rate_at(step: int, spec: TrainSpec) -> float:
-    """Return the share of the base learning rate at ``step`` (counted from 0): linear warm-up, then constant, cosine or falling in stairs."""
+    """Return the share of the base learning rate at ``step`` (counted from 0): linear warm-up, then constant, cosine, linear or falling in stairs.
+
+    ``linear`` is mmsegmentation's "poly" of power 1, which counts from step 0 and rises to its line in the warm-up.
+    """
+    if spec.schedule == "linear":
+        line = spec.final_lr + (1.0 - spec.final_lr) * (1.0 - step / max(1, spec.steps))
+        return line * min(1.0, (step + 1) / max(1, spec.warmup_steps))
     if step < spec.warmup_steps:
         return (step + 1) / spec.warmup_steps
     if spec.schedule == "constant":

@@ -9,6 +9,7 @@ from typing import Any
 
 from sightline import catalog, runtime
 from sightline.data.images import BadFiles
+from sightline.data.sets import segmentation
 from sightline.errors import UsageError, explain_os_error
 from sightline.evaluate.dense import parse
 from sightline.evaluate.dense.base import DenseResult
@@ -48,6 +49,11 @@ class DenseEvaluation:
 def is_dense(protocol: str) -> bool:
     """Return whether ``protocol`` (with settings) names a dense one."""
     return protocol.partition(",")[0].strip() in catalog.names("dense_protocols")
+
+
+def of_the_model(protocol: str, model: str, data: str | Path) -> str:
+    """Return ``segment`` for auto where the model has a segmentation head and the data has masks, else ``protocol`` as it is."""
+    return "segment" if protocol == "auto" and model_folder.has_segmenter(model) and segmentation.is_one(Path(data)) else protocol
 
 
 def with_options(protocol: str, *, dataset: str = "auto", verify: bool = True, split: str = "auto") -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sightline import catalog, runtime
 from sightline.data.images import BadFiles
+from sightline.data.sets import segmentation
 from sightline.errors import TrainingError, UsageError, explain_os_error, nearest
 from sightline.evaluate import sweep_report
 from sightline.evaluate.dense import parse
@@ -74,7 +75,10 @@ class _Ruler:
         if self.protocol != classifying.PROTOCOL:
             measuring.is_benchmark(self.protocol)
         spec, data = recipe.data, self.data or trained_on
-        if self.protocol == "auto" and _classifies(recipe):
+        if self.protocol == "auto" and _method(recipe).learns_from == "masks":
+            found = segmentation.read(Path(data))
+            found.part("test" if found.test else "val")
+        elif self.protocol == "auto" and _classifies(recipe):
             classifying.require_split(data, dataset=spec.dataset, verify=spec.verify)
         elif self.protocol == "auto" and not _method(recipe).needs_labels:
             if read_data(data, BadFiles(), dataset=spec.dataset, verify=spec.verify).labels is not None:
@@ -87,8 +91,9 @@ class _Ruler:
     def measure(self, run: _Run, trained_on: str | Path, device: str) -> dict[str, Any]:
         """Return what was found, as plain data."""
         model, data, spec = str(run.folder), self.data or trained_on, run.recipe.data
-        if dense.is_dense(self.protocol):
-            return dense.measure_dense(model, data, self.protocol, device=device).to_json()
+        protocol = dense.of_the_model(self.protocol, model, data)
+        if dense.is_dense(protocol):
+            return dense.measure_dense(model, data, protocol, device=device).to_json()
         how: dict[str, Any] = {"dataset": "auto" if self.data else spec.dataset, "verify": spec.verify, "device": device}
         if self.protocol == classifying.PROTOCOL or (self.protocol == "auto" and _classifies(run.recipe)):
             return classifying.classify(model, data, **how).to_json()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder, own_input
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, headless
-from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+from sightline.recipe import DataSpec, Recipe, from_plain, override, recipe_hash, to_plain
 from sightline.search.mining import MinedTuples
 from sightline.train import checkpoint
 from sightline.train.card import model_card
@@ -89,10 +90,12 @@ def train(
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
-    if isinstance(data, Records):
-        records, data = data, data.root
-    else:
-        records = read_data(data, bad_files, dataset=recipe.data.dataset, verify=recipe.data.verify, require_labels=kind.needs_labels)
+    if kind.learns_from == "masks":
+        from sightline.workflows import segmenting  # which stands on this module
+
+        return segmenting.train_on_masks(recipe, data, run, where, bad_files, resume=resume, command=command)
+    records = _records(data, recipe.data, kind, bad_files)
+    data = records.root if isinstance(data, Records) else data
     found = material(records, recipe, kind)
     learning = found.learning
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
@@ -109,7 +112,7 @@ def train(
         if isinstance(encoder.classifier, Classifier):
             encoder.classifier.class_names = tuple(_present(learning))
         if ranks.is_main:
-            _open_run(run, recipe, encoder.backbone.family, data, found, resume=resume)
+            open_run(run, recipe, encoder.backbone.family, data, _about(found), resume=resume)
         transform = kind.transform(recipe)
 
         def batches(first: int) -> Iterator[Batch]:
@@ -135,11 +138,17 @@ def train(
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, resume=resume)
         progress = loop.run()
         if ranks.is_main:
-            _note_compute(run, recipe, progress)
+            note_compute(run, recipe, progress)
             if not progress.stopped_by:
-                _finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
+                finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
     return Trained(run, progress, recipe, len(bad_files), kind.chosen_by, found.held_out)
+
+
+def _records(data: str | Path | Records, spec: DataSpec, kind: type[Method], bad_files: BadFiles) -> Records:
+    if isinstance(data, Records):
+        return data
+    return read_data(data, bad_files, dataset=spec.dataset, verify=spec.verify, require_labels=kind.needs_labels)
 
 
 def resolved(recipe: Recipe) -> Recipe:
@@ -187,22 +196,22 @@ def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
-def _open_run(run: Path, recipe: Recipe, family: str, data: str | Path, found: Material, *, resume: bool) -> None:
+def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Mapping[str, Any], *, resume: bool) -> None:
+    """Write the recipe and the facts of a run into its folder: ``about`` tells what is learnt from and what is held out.
+
+    Raises:
+        UsageError: the folder holds a run already, or one of other settings, or cannot be written.
+    """
     kept = run / "recipe.json"
     if kept.exists() and not resume:
         raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
     if resume and kept.exists() and recipe_hash(saved_recipe(run)) != recipe_hash(recipe):
         raise UsageError(f"the run in '{run}' was made with other settings: resume without --set, or choose another --out")
-    learning, validation = found.learning, found.validation
     facts = {
         "recipe_hash": recipe_hash(recipe),
         "family": family,
         "data": str(data),
-        "images": len(learning),
-        "training_classes": _present(learning),
-        "validation_classes": _present(validation) if validation is not None else [],
-        "validation_images": len(validation) if validation is not None else 0,
-        "held_out": found.held_out,
+        **about,
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
         | {"sightline": __version__, "python": platform.python_version()},
@@ -215,7 +224,19 @@ def _open_run(run: Path, recipe: Recipe, family: str, data: str | Path, found: M
         raise explain_os_error(error, f"writing the run folder '{run}'") from error
 
 
-def _note_compute(run: Path, recipe: Recipe, progress: Progress) -> None:
+def _about(found: Material) -> dict[str, Any]:
+    learning, validation = found.learning, found.validation
+    return {
+        "images": len(learning),
+        "training_classes": _present(learning),
+        "validation_classes": _present(validation) if validation is not None else [],
+        "validation_images": len(validation) if validation is not None else 0,
+        "held_out": found.held_out,
+    }
+
+
+def note_compute(run: Path, recipe: Recipe, progress: Progress) -> None:
+    """Add what a run has cost so far to its facts."""
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     facts["compute"] = {**progress.compute.to_json(), "flops_before": _flops_of(Path(recipe.model.weights))}
     try:
@@ -247,18 +268,19 @@ def _git_revision() -> str:
     return found.stdout.strip()
 
 
-def _finish_model(
+def finish_model(
     run: Path,
     recipe: Recipe,
     chosen_by: Measure,
-    learning: Records,
+    learning: Records | None,
     where: torch.device,
     bad_files: BadFiles,
     progress: Progress,
     command: str,
 ) -> None:
+    """Write the run's model again with its card, and with the head that ``learning`` is to fit, where the recipe has one."""
     encoder = model_folder.load(run, device=where)
-    if recipe.model != headless(recipe.model):
+    if learning is not None and recipe.model != headless(recipe.model):
         encoder, _ = fit_head(encoder, recipe.model, learning, bad_files)
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     best = (chosen_by, progress.best_step, progress.best) if progress.best_step >= 0 else None  # a run that keeps the last has none

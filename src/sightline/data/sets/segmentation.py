@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -125,14 +125,24 @@ def read(root: Path, layout: Layout = "auto") -> SegmentationSet:
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder that holds the images and their masks")
-    inside = sorted(folder for folder in root.iterdir() if folder.is_dir())[:NUM_FOLDERS_TRIED]
-    for folder in (root, *inside):
-        for name, (is_one, reader) in _READERS.items():
-            if layout in ("auto", name) and is_one(folder):
-                return reader(folder)
+    for folder, reader in _found(root, layout):
+        return reader(folder)
     wanted = "ADE20K's annotations/, CamVid's valannot/, COCO's semantic/ or stuffthingmaps/, or masks/ beside images/"
     asked = wanted if layout == "auto" else f"the layout {layout} ({_WHERE[layout].format(name='val')})"
     raise DataError(f"{root} is no segmentation set: looked there and in the folders inside it for {asked}")
+
+
+def is_one(root: Path) -> bool:
+    """Return whether ``read`` finds a set in ``root``."""
+    return root.is_dir() and any(True for _ in _found(root, "auto"))
+
+
+def _found(root: Path, layout: Layout) -> Iterator[tuple[Path, Callable[[Path], SegmentationSet]]]:
+    inside = sorted(folder for folder in root.iterdir() if folder.is_dir())[:NUM_FOLDERS_TRIED]
+    for folder in (root, *inside):
+        for name, (is_of_it, reader) in _READERS.items():
+            if layout in ("auto", name) and is_of_it(folder):
+                yield folder, reader
 
 
 def read_mask(file: Path) -> IntArray:

@@ -23,10 +23,11 @@ from torchvision.transforms.v2 import functional as changes
 
 from sightline.contracts import FloatArray, IntArray
 from sightline.data.loading import sample_seed
+from sightline.data.segments import nearest_size
 from sightline.data.sets.segmentation import VOID, Mask, Pair, spread
 from sightline.data.transforms import random_area, resize
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, classes_at, nearest_size, patches_of
+from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, classes_at, patches_of
 from sightline.progress import Bar
 from sightline.recipe import ImageSpec
 from sightline.search.neighbours import nearest

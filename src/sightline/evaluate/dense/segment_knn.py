@@ -19,12 +19,13 @@ import torch
 from PIL import Image
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.data.segments import nearest_size
 from sightline.data.sets.segmentation import VOID, Mask, Pair, spread
 from sightline.data.transforms import resize
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.incontext import square, squeezed
 from sightline.evaluate.dense.miou import Confusion
-from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, joined, nearest_size, patches_of
+from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, joined, patches_of
 from sightline.evaluate.probes import Scaling
 from sightline.progress import Bar
 from sightline.recipe import ImageSpec

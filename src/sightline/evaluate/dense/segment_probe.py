@@ -19,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torchvision.transforms.v2 import functional as changes
 
 from sightline.data.images import BadImage
 from sightline.data.loading import sample_seed
+from sightline.data.segments import Cutting, padded, resized_short
 from sightline.data.sets.segmentation import VOID, Mask, Pair, read_mask, spread
-from sightline.data.transforms import to_pixels
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, classes_at, nearest_size
+from sightline.evaluate.dense.segmenting import Bench, Fitted, Segmentation, batched, classes_at
 from sightline.progress import Bar
 
 CROP_PX, STRIDE = 512, 2 / 3
@@ -36,12 +35,6 @@ GPU_STEPS, CPU_STEPS = 40_000, 400
 
 WARM_UP, WARM_UP_FROM = 1_500 / 40_000, 1e-6
 """The share of the steps in which the rate rises, and the share of the rate that it rises from."""
-
-SIZES = (0.5, 2.0)
-"""The short side of a training image varies by these factors."""
-
-MOST_OF_ONE, NUM_TRIES = 0.75, 10
-"""A crop is drawn anew, so many times at most, while one class fills more than this of it."""
 
 NUM_MEASURED = 32
 """Training images whose size is looked at to choose the crop."""
@@ -107,6 +100,7 @@ class SegmentLinear(Segmentation):
         """
         head = linear_head(bench.encoder.backbone.width, bench.data.num_classes, self.dropout).to(bench.encoder.device).train()
         optimizer = torch.optim.AdamW(head.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        cutting = Cutting(crop_px=crop_px, short_px=crop_px, flip=self.flip, distort=self.distort)
         drawn, seen, step = Shuffled(len(train), self.seed), set[int](), 0
         with Bar("training the head", steps, show=steps > self.batch) as bar:
             while step < steps:  # once, unless files are bad: then what they leave of the steps is drawn anew
@@ -114,7 +108,7 @@ class SegmentLinear(Segmentation):
                 before = step
 
                 def prepare(at: int, image: Image.Image, mask: Mask, places: Sequence[int] = places, before: int = before) -> Crop:
-                    return Crop(places[at], *self.cut(Random(sample_seed(self.seed, before, at)), image, mask, crop_px))
+                    return Crop(places[at], *cutting.cut(Random(sample_seed(self.seed, before, at)), image, mask))
 
                 for batch in batched(bench.stream([train[place] for place in places], prepare), self.batch):
                     for group in optimizer.param_groups:
@@ -126,22 +120,6 @@ class SegmentLinear(Segmentation):
                 if step == before:
                     raise DataError(f"no training image in {bench.data.root} can be read: {bench.bad_files.summary()}")
         return head, len(seen)
-
-    def cut(self, random: Random, image: Image.Image, mask: Mask, crop_px: int) -> tuple[torch.Tensor, Mask]:
-        """Return a random crop, resized, mirrored and distorted: uint8 ``[3, h, w]`` and its classes, ``crop_px`` a side at most."""
-        pixels = resized_short(image, max(1, int(crop_px * random.uniform(*SIZES))))
-        labels = nearest_size(mask, pixels.shape[1], pixels.shape[2])
-        for _ in range(1 + NUM_TRIES):
-            top = random.randint(0, max(0, pixels.shape[1] - crop_px))
-            left = random.randint(0, max(0, pixels.shape[2] - crop_px))
-            own = labels[top : top + crop_px, left : left + crop_px]
-            counts = np.bincount(own[own != VOID].astype(np.int64))
-            if np.count_nonzero(counts) > 1 and counts.max() < MOST_OF_ONE * counts.sum():
-                break
-        part = pixels[:, top : top + crop_px, left : left + crop_px]
-        if random.random() < self.flip:
-            part, own = part.flip(2), own[:, ::-1]
-        return distorted(random, part) if self.distort else part, own
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +167,7 @@ def rate(step: int, steps: int) -> float:
 
 def learn(head: nn.Sequential, optimizer: torch.optim.Optimizer, bench: Bench, batch: Sequence[Crop], side: int) -> float:
     """Take one step on a batch and return its loss: cross-entropy at the pixels, void and padding adding nothing to a mean over all."""
-    images = torch.stack([padded(bench, one.pixels, side) for one in batch])
+    images = torch.stack([padded(one.pixels, side, side, bench.encoder.image) for one in batch])
     wanted = np.full((len(batch), side, side), VOID, np.int64)
     for row, one in enumerate(batch):
         wanted[row, : one.mask.shape[0], : one.mask.shape[1]] = one.mask
@@ -200,37 +178,6 @@ def learn(head: nn.Sequential, optimizer: torch.optim.Optimizer, bench: Bench, b
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return float(loss.detach())
-
-
-def padded(bench: Bench, pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """Return an image as uint8 ``[3, side, side]``, the mean colour to its right and below it: what is 0 after normalisation."""
-    colour = torch.tensor(bench.encoder.image.mean_colour, dtype=torch.uint8)
-    whole = colour[:, None, None].repeat(1, side, side)
-    whole[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-    return whole
-
-
-def distorted(random: Random, pixels: torch.Tensor) -> torch.Tensor:
-    """Return the image with brightness, contrast, saturation and hue changed, each with probability 1/2.
-
-    Contrast comes before or after the colours, by chance. Source: Liu et al. 2016, arXiv 1512.02325 (SSD), section 2.2.
-    """
-
-    def scaled(values: torch.Tensor, factor: float, shift: float) -> torch.Tensor:
-        return (values.float() * factor + shift).clamp(0, 255).to(torch.uint8)
-
-    def contrast(values: torch.Tensor) -> torch.Tensor:
-        return scaled(values, random.uniform(0.5, 1.5), 0) if random.random() < 0.5 else values
-
-    if random.random() < 0.5:
-        pixels = scaled(pixels, 1, random.uniform(-32, 32))
-    is_early = random.random() < 0.5
-    pixels = contrast(pixels) if is_early else pixels
-    if random.random() < 0.5:
-        pixels = changes.adjust_saturation(pixels, random.uniform(0.5, 1.5))
-    if random.random() < 0.5:
-        pixels = changes.adjust_hue(pixels, random.uniform(-0.5, 0.5))
-    return pixels if is_early else contrast(pixels)
 
 
 # --- sizes and windows ------------------------------------------------------------------------------------------------------------
@@ -252,13 +199,6 @@ def fitting_crop(bench: Bench, train: Sequence[Pair]) -> int:
         raise DataError(f"no training mask in {bench.data.root} can be read: {bench.bad_files.summary()}")
     multiple = bench.encoder.backbone.multiple_px
     return max(multiple, min(CROP_PX, int(np.median(sides))) // multiple * multiple)
-
-
-def resized_short(image: Image.Image, short_px: int) -> torch.Tensor:
-    """Return uint8 ``[3, H, W]`` with the short side at ``short_px``, bilinear as published, antialiased."""
-    share = short_px / min(image.size)
-    height, width = (short_px if side == min(image.size) else int(side * share + 0.5) for side in (image.height, image.width))
-    return F.interpolate(to_pixels(image)[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def as_maps(patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

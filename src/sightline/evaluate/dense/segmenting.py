@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageOps
 
 from sightline.data.images import BadFiles, BadImage, decode
+from sightline.data.segments import nearest_size
 from sightline.data.sets.segmentation import VOID, Layout, Mask, Pair, SegmentationSet, read, spread
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, UsageError
@@ -101,10 +102,10 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(DenseProtocol):
-    """A way to segment with frozen patch features, measured by mIoU at each mask's own size."""
+    """A way to segment, measured by mIoU at each mask's own size."""
 
     layout: Layout = "auto"
-    part: Literal["val", "test"] = "val"  # which part is measured
+    part: Literal["auto", "val", "test"] = "val"  # which part is measured; auto is test where there is one, else val
     max_train: int = 0  # training images at most, evenly spaced over the set; 0 is all
     max_images: int = 0  # the same of the measured ones
     batch: int = 16
@@ -127,38 +128,52 @@ class Segmentation(DenseProtocol):
             DataError: none of them can be read.
         """
 
+    def train_pairs(self, data: SegmentationSet) -> tuple[Pair, ...]:
+        """Return what there is to fit on."""
+        return data.part("train")
+
     def measure(
         self, encoder: Encoder, root: Path, bad_files: BadFiles, *, precision: Precision = "auto", num_shown: int = 0
     ) -> DenseResult:
         """See ``DenseProtocol.measure``: ``miou`` and ``pixel_accuracy``, with each class among ``groups``."""
         data = read(root, self.layout)
-        train, measured = spread(data.part("train"), self.max_train), spread(data.part(self.part), self.max_images)
+        part = self.part if self.part != "auto" else "test" if data.test else "val"
+        train, measured = spread(self.train_pairs(data), self.max_train), spread(data.part(part), self.max_images)
         for path, reason in data.unpaired:
             bad_files.add(path, reason)
         bench = Bench(encoder, data, bad_files, precision)
         fitted = self.fit(bench, train)
-        confusion, shown = Confusion(data.num_classes), _Shown(data.class_names, len(measured), num_shown)
-        num_measured = 0
-        with Bar("segmenting", len(measured), show=len(measured) > self.batch) as bar:
-            samples = bench.stream(measured, lambda place, image, mask: (place, image, mask))
-            for batch in batched(samples, self.batch):
-                for (place, image, mask), predicted in zip(batch, fitted.label([image for _, image, _ in batch]), strict=True):
-                    confusion.update(mask, predicted)
-                    shown.add(place, measured[place].image.name, image, predicted, mask)
-                num_measured += len(batch)
-                bar.update(batch[-1][0] + 1, f"mIoU {100 * confusion.miou:.1f} %")
+        shown = _Shown(data.class_names, len(measured), num_shown)
+        confusion, num_measured = count(bench, fitted.label, measured, self.batch, shown.add)
         if not confusion.counts.sum():
-            raise DataError(
-                f"no image of '{self.part}' in {root} can be read with a labelled pixel: {bad_files.summary() or 'all is void'}"
-            )
+            raise DataError(f"no image of '{part}' in {root} can be read with a labelled pixel: {bad_files.summary() or 'all is void'}")
         return DenseResult(
             self.name,
             {"miou": confusion.miou, "pixel_accuracy": confusion.pixel_accuracy},
             confusion.groups(data.class_names),
-            {"training images": fitted.num_train, "images": num_measured},
-            {**dataclasses.asdict(self), "layout": data.layout, **fitted.chosen},
+            {**({"training images": fitted.num_train} if fitted.num_train else {}), "images": num_measured},
+            {**dataclasses.asdict(self), "part": part, "layout": data.layout, **fitted.chosen},
             shown.pictures(),
         )
+
+
+Show = Callable[[int, str, Image.Image, Mask, Mask], None]
+"""Takes the place, name, image, prediction and truth of what was measured."""
+
+
+def count(bench: Bench, label: Labeller, measured: Sequence[Pair], batch: int, show: Show | None = None) -> tuple[Confusion, int]:
+    """Return the pixels of ``measured`` counted by truth and prediction, and how many images could be read."""
+    confusion, num_measured = Confusion(bench.data.num_classes), 0
+    with Bar("segmenting", len(measured), show=len(measured) > batch) as bar:
+        samples = bench.stream(measured, lambda place, image, mask: (place, image, mask))
+        for some in batched(samples, batch):
+            for (place, image, mask), predicted in zip(some, label([image for _, image, _ in some]), strict=True):
+                confusion.update(mask, predicted)
+                if show is not None:
+                    show(place, measured[place].image.name, image, predicted, mask)
+            num_measured += len(some)
+            bar.update(some[-1][0] + 1, f"mIoU {100 * confusion.miou:.1f} %")
+    return confusion, num_measured
 
 
 def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -174,14 +189,6 @@ def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------------------
-
-
-def nearest_size(mask: Mask, height: int, width: int) -> Mask:
-    """Return a mask ``[H, W]`` at another size, each pixel the one under its centre."""
-    rows = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(np.int64)
-    resized: Mask = mask[rows[:, None], columns]
-    return resized
 
 
 def classes_at(scores: torch.Tensor, height: int, width: int) -> Mask:
