@@ -40,6 +40,7 @@ RECIPES = {
     "moby/selfpatch-swin-small": "sightline.methods.moby:selfpatch_swin_small",
     "moby/swin-imagenet": "sightline.methods.moby:swin_imagenet",
     "moby/vit-imagenet": "sightline.methods.moby:vit_imagenet",
+    "moby/selfpatch-imagenet": "sightline.methods.moby:selfpatch_imagenet",
 }
 
 SWEEPS = {
@@ -51,6 +52,7 @@ SWEEPS = {
     "selfpatch/components": "sightline.methods.selfpatch:components",
     "selfpatch/neighbours": "sightline.methods.selfpatch:neighbours",
     "selfpatch/patch-weight": "sightline.methods.selfpatch:patch_weights",
+    "selfpatch/patch-size": "sightline.methods.selfpatch:patch_sizes",
     "moby/patch-negatives": "sightline.methods.moby:patch_negatives",
 }
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sightline import catalog
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
 from sightline.methods import moby
 from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, cosine_distance, enqueued, small, strided, swin_small, two_crops
 from sightline.nn import backbone as backbones
 from sightline.nn.encoder import Encoder
-from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec, override
+from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec, flatten, override
 
 TINY = (("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2))
 
@@ -262,3 +263,15 @@ def test_losses_are_taken_in_float32_under_bfloat16(negatives: bool, monkeypatch
     assert not torch.equal(mixed.total, exactly.total)  # the network itself is in bfloat16
     for term in ("image_loss", "patch_loss"):
         torch.testing.assert_close(mixed.terms[term], exactly.terms[term], rtol=0.02, atol=0)
+
+
+def test_selfpatch_at_the_papers_size_has_mobys_settings_and_selfpatchs() -> None:
+    found = dict(flatten(catalog.find("recipes", "moby/selfpatch-imagenet")()))
+    published = {  # SwinTransformer/Transformer-SSL configs/moby_deit_small.yaml, config.py
+        "model.drop_path": 0.2, "temperature": 0.2, "queue_length": 4_096, "key_momentum": 0.99, "projector_hidden": 4_096, "projector_out": 256,
+        "train.lr": 1e-3, "train.final_lr": 5e-6 / 1e-3, "train.weight_decay": 0.05, "train.clip_norm": 5.0, "data.images_per_batch": 512,
+        "train.steps": 300 * 2_502, "train.warmup_steps": 5 * 2_502, "crops.crop_min_area": (0.08,), "crops.crop_px": (224,),
+        # alinlab/SelfPatch main_selfpatch.py
+        "patch_weight": 0.1, "window": 3, "num_neighbours": 4, "patch_negatives": False, "model.pooling": "class_attention",
+    }  # fmt: skip
+    assert {key: found[key] for key in published} == published

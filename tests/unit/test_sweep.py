@@ -91,6 +91,13 @@ def test_the_papers_tables() -> None:
     assert list(axes(sweeping.named_sweep("irt/objectives").variants)) == ["objective"]
 
 
+def test_patch_sizes_are_compared_with_and_without_patches_that_learn() -> None:
+    plan = sweeping.named_sweep("selfpatch/patch-size")
+    assert [variant.label for variant in plan.variants] == ["DINO/16", "SelfPatch/16", "DINO/8", "SelfPatch/8"]
+    made = [override(catalog.find("recipes", plan.recipe)(), variant.settings) for variant in plan.variants]
+    assert [(dict(one.model.backbone_args)["patch_size"], one.patch_weight) for one in made] == [(16, 0), (16, 0.1), (8, 0), (8, 0.1)]
+
+
 def test_a_sweep_that_cannot_be_meant_is_one_line() -> None:
     with pytest.raises(UsageError, match="what of irt/cub is to vary"):
         sweeping.named_sweep("irt/cub")

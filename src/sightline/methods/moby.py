@@ -135,6 +135,20 @@ def vit_imagenet() -> MobyRecipe:
     return replace(base, name="moby/vit-imagenet", model=replace(base.model, backbone="deit_small_patch16_224", pooling="cls"))
 
 
+def selfpatch_imagenet() -> MobyRecipe:
+    """The same with patches that learn: ViT-S/16 with class attention, 300 epochs of batch 512, as MoBY's authors pre-train DeiT-S.
+
+    Source, each setting: the image's is that of SwinTransformer/Transformer-SSL (configs/moby_deit_small.yaml over config.py: drop path 0.2, T 0.2,
+    queue 4,096, momentum 0.99, lr 1e-3 a batch of 512 down to 5e-6, weight decay 0.05, 5 epochs of warm-up of 300, clip 5, smallest crop 0.08);
+    the patches' that of alinlab/SelfPatch (main_selfpatch.py: lambda 0.1, a window of 3 with the 4 nearest, two blocks of class attention).
+    Nothing was published at this size: the paper's own MoBY is ViT-Ti/16 on COCO for 200 epochs of batch 256 (backbone=vit_tiny_patch16_224
+    steps=92400 images_per_batch=256 lr=5e-4 warmup_steps=2310).
+    """
+    base = vit_imagenet()
+    model = replace(base.model, backbone_args=PATCHES_ALONE, pooling="class_attention")
+    return replace(base, name="moby/selfpatch-imagenet", patch_weight=0.1, model=model)
+
+
 def small() -> MobyRecipe:
     """Thousands of images of 64 px or more, on a CPU or one GPU: ViT-Ti/8 of six blocks at 64 px, heads and queues of their size."""
     return MobyRecipe(
