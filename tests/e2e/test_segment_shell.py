@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,9 @@ def test_a_model_with_a_head_still_ranks_and_another_run_starts_from_its_backbon
     assert train(garden, tmp_path / "next", "steps=0", f"weights={run}", "backbone=auto", "head=upernet") == 0
 
 
-def test_segmentation_goes_on_exactly_where_it_stopped(run: Path, garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segmentation_goes_on_exactly_where_it_stopped(
+    run: Path, garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen = []
 
     def once(self: Loop, *arguments: object) -> None:
@@ -122,6 +125,10 @@ def test_segmentation_goes_on_exactly_where_it_stopped(run: Path, garden: Path, 
             training.train(training.named_recipe("segment/small", [*TINY, "steps=32"]), garden, tmp_path / "run", device="cpu")
     assert main(["train", "--data", str(garden), "--out", str(tmp_path / "run"), "--device", "cpu", "--resume"]) == 0
     assert load(tmp_path / "run").fingerprint == load(run).fingerprint
+    moved = shutil.copytree(garden, tmp_path / "moved")
+    (moved / "classes.txt").write_text("rose\nsea\n")
+    assert main(["train", "--data", str(moved), "--out", str(tmp_path / "run"), "--device", "cpu", "--resume"]) == 2
+    assert "began: 1 class gone ('sky'), 1 class new ('sea'); put" in capsys.readouterr().err
 
 
 def test_what_cannot_be_segmented_is_told_in_a_line(run: Path, garden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.nn.own_input import resolved
 from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec, Recipe, from_plain, override, to_plain
-from sightline.workflows import training
+from sightline.workflows import run_folder, training
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -126,7 +126,7 @@ def test_a_weights_file_is_trained_and_saved_with_its_backbones_input(tmp_path: 
     recipe = training.named_recipe("irt/folder", [*settings, "steps=0", "validation=0", "classes_per_batch=2"])
     training.train(recipe, tmp_path / "photos", tmp_path / "run")
     assert model_folder.load(tmp_path / "run").image == ImageSpec(image_px=32, resize_px=35, mean=HALF, std=HALF)
-    saved = training.saved_recipe(tmp_path / "run")
+    saved = run_folder.saved_recipe(tmp_path / "run")
     assert saved.image == ImageSpec(image_px=32, resize_px=35, mean=HALF, std=HALF)  # so that a replay means what it meant
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "images enter at 32 x 32 px after the short side at 35 (bicubic), mean 0.5 0.5 0.5, std 0.5 0.5 0.5" in card

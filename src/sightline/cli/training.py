@@ -34,13 +34,13 @@ def train(
     from sightline.errors import UsageError
 
     with without_collecting():
-        from sightline.workflows import training
+        from sightline.workflows import run_folder, training
 
     settings = [*(setting or []), *(extra or [])]
     if resume and (out / "recipe.json").exists():
-        chosen = training.saved_recipe(out, settings)
+        chosen = run_folder.saved_recipe(out, settings)
     elif source is not None:
-        chosen = training.saved_recipe(source, [*([recipe] if "=" in recipe else []), *settings])
+        chosen = run_folder.saved_recipe(source, [*([recipe] if "=" in recipe else []), *settings])
     elif recipe:
         chosen = training.named_recipe(recipe, settings)
     else:

@@ -54,13 +54,23 @@ def load(run: Path) -> dict[str, Any] | None:
     Raises:
         ModelError: the file is damaged.
     """
-    path = run / NAME
-    if not path.is_file():
-        return None
+    return _read(run / NAME, lazily=False) if (run / NAME).is_file() else None
+
+
+def peek(run: Path, part: str) -> Any:
+    """Return one part of the run's checkpoint without reading the others, or None where there is no checkpoint or no such part.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    return _read(run / NAME, lazily=True).get(part) if (run / NAME).is_file() else None
+
+
+def _read(path: Path, *, lazily: bool) -> dict[str, Any]:
     if not zipfile.is_zipfile(path):  # torch would take anything else for its older format and fail somewhere inside it
         raise ModelError(f"the checkpoint '{path}' is damaged: delete it to start again")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise ModelError(f"the checkpoint '{path}' is damaged ({str(error).splitlines()[0][:120]}): delete it to start again") from error
     return state

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sightline import runtime
 from sightline.contracts import Batch
-from sightline.errors import TrainingError
+from sightline.errors import ModelError, TrainingError, first_line
 from sightline.methods.base import Method
 from sightline.nn import model_folder
 from sightline.nn.collectives import any_rank, barrier
@@ -94,9 +94,12 @@ class Loop:
         device: torch.device,
         validate: Validate | None = None,
         epochs: Epochs | None = None,
+        rows: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
         """``batches(n)`` yields this rank's batches from the n-th on (``accumulate`` of them a step), to the end of the run or epoch.
+
+        ``rows`` is what checkpoints remember of the data, for whoever goes on to hold the run to it.
 
         Without a ``folder`` nothing is kept on disk: what is trained is for its caller alone, such as the head of a probe.
         """
@@ -115,6 +118,7 @@ class Loop:
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.average = AveragedModel(method.encoder(), multi_avg_fn=get_ema_multi_avg_fn(spec.ema)) if spec.ema else None
         self.progress = Progress()
+        self.rows = dict(rows or {})
         if resume:
             self._restore()
         self.net = distribute(method, device)
@@ -286,6 +290,7 @@ class Loop:
                     "average": average,
                     "progress": self.progress.state(),
                     "epochs": self.epochs.state() if self.epochs is not None else {},
+                    "rows": self.rows,
                 },
             )
             if self.validate is None or self.progress.best_step < 0:
@@ -296,7 +301,13 @@ class Loop:
         state = None if self.folder is None else checkpoint.load(self.folder)
         if state is None:
             return
-        self.method.load_state_dict(state["method"])
+        try:
+            self.method.load_state_dict(state["method"])
+        except RuntimeError as error:
+            raise ModelError(
+                f"the checkpoint in '{self.folder}' is of another network or other data than this run's ({first_line(error)}): begin anew with "
+                "another --out"
+            ) from error
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

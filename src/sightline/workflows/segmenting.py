@@ -26,7 +26,8 @@ from sightline.recipe import Recipe
 from sightline.train import checkpoint
 from sightline.train.loop import Loop, Validate
 from sightline.train.parallel import process_group
-from sightline.workflows import training
+from sightline.train.rows import rows_of
+from sightline.workflows import run_folder, training
 from sightline.workflows.common import write_bad_files
 
 MOST_VALIDATED = 128
@@ -41,6 +42,13 @@ class Lesson:
     learning: tuple[Pair, ...]
     validation: tuple[Pair, ...]
     held_out: str = ""
+
+    @property
+    def rows(self) -> Records:
+        """All images and masks that may be looked at, with the classes: what a run that goes on is held to."""
+        pairs = (*self.data.part("train"), *(self.data.val if self.data.test else ()))
+        names = (file.relative_to(self.data.root).as_posix() for pair in pairs for file in (pair.image, pair.mask))
+        return Records(self.data.root, tuple(names), class_names=self.data.class_names)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -133,8 +141,10 @@ def train_on_masks(
     if isinstance(data, Records) or not isinstance(recipe, SegmentRecipe):
         raise UsageError("segmentation learns from images with masks: give the folder that holds both, as docs/dense.md lays them out")
     lesson = read_lesson(data, recipe, bad_files)
+    goes_on = resume and (run / checkpoint.NAME).exists()
+    if goes_on:
+        run_folder.require_same_data(run, lesson.rows)
     with process_group(where) as ranks:
-        goes_on = resume and (run / checkpoint.NAME).exists()
         encoder = Encoder(
             replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
         )  # the checkpoint has the weights
@@ -143,7 +153,7 @@ def train_on_masks(
         if not goes_on:
             method.begin()
         if ranks.is_main:
-            training.open_run(run, recipe, encoder.backbone.family, data, lesson.about, resume=resume)
+            run_folder.open_run(run, recipe, encoder.backbone.family, data, lesson.about, resume=resume)
         loop = Loop(
             method,
             lambda first: lesson.batches(recipe, first, ranks, bad_files),
@@ -151,12 +161,13 @@ def train_on_masks(
             run,
             device=where,
             validate=lesson.validate(recipe, bad_files),
+            rows=rows_of(lesson.rows),
             resume=resume,
         )
         progress = loop.run()
         if ranks.is_main:
-            training.note_compute(run, recipe, progress)
+            run_folder.note_compute(run, recipe, progress)
             if not progress.stopped_by:
-                training.finish_model(run, recipe, method.chosen_by, None, where, bad_files, progress, command)
+                run_folder.finish_model(run, recipe, method.chosen_by, None, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
     return training.Trained(run, progress, recipe, len(bad_files), method.chosen_by, lesson.held_out)

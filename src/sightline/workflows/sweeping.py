@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sightline.nn import model_folder
 from sightline.recipe import Recipe, full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
+from sightline.train.rows import digest, rows_of
 from sightline.workflows import classifying, dense, measuring, training
 from sightline.workflows.common import read_data
 
@@ -60,6 +61,7 @@ class _Ruler:
 
     protocol: str = "auto"
     data: str | Path | None = None
+    rows: str = ""  # what names the rows of the training data, those of its test split too
 
     def require(self, recipe: Recipe, trained_on: str | Path) -> None:
         """Refuse what could not be measured, before the first run is trained.
@@ -157,6 +159,7 @@ def sweep(
         raise UsageError("a sweep trains in one process: start it without torchrun, on a device of its own with --device cuda:1")
     runs, ruler = _planned(plan, settings, num_seeds, Path(out)), _Ruler(protocol, measure_on)
     ruler.require(runs[0].recipe, data)
+    ruler = replace(ruler, rows=_rows_of(data, runs[0].recipe))
     kept = [_kept(run, data, ruler) for run in runs]
     waiting, times_s = kept.count(None), list[float]()
     results = [result for result in kept if result is not None]
@@ -177,6 +180,11 @@ def sweep(
         _write(swept, data, ruler, settings, metrics, command)
     _write(swept, data, ruler, settings, metrics, command)
     return swept
+
+
+def _rows_of(data: str | Path, recipe: Recipe) -> str:
+    spec, needs_labels = recipe.data, _method(recipe).needs_labels
+    return digest(rows_of(read_data(data, BadFiles(), dataset=spec.dataset, verify=spec.verify, require_labels=needs_labels)))
 
 
 def _planned(plan: Sweep, settings: Sequence[str], num_seeds: int, out: Path) -> list[_Run]:
@@ -210,12 +218,16 @@ def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:
         return None
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
-        made = {name: plain.get(name, default) for name, default in (("trained_on", plain["data"]), ("asked", "auto"))}
-        same = {"recipe_hash": plain["recipe_hash"], "data": plain["data"], **made} == _about(run, data, ruler)
+        now = _about(run, data, ruler)
+        since = {"trained_on": plain["data"], "asked": "auto", "rows": ruler.rows}  # what earlier versions did not note
+        made = {name: plain.get(name, default) for name, default in since.items()}
+        made |= {"recipe_hash": plain["recipe_hash"], "data": plain["data"]}
         result = Result(run.variant, run.seed, plain["metrics"], plain["diverged"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"'{file}' cannot be read ({error}): delete '{run.folder}' to make this run again") from error
-    if not same:
+    if made | {"rows": ruler.rows} == now != made:
+        raise UsageError(f"the data of '{data}' changed since the run in '{run.folder}' was made: sweep into another --out")
+    if made != now:
         raise UsageError(f"the run in '{run.folder}' was made with other settings or data: choose another --out, or delete it")
     return result
 
@@ -223,7 +235,13 @@ def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:
 def _about(run: _Run, data: str | Path, ruler: _Ruler) -> dict[str, Any]:
     """Return what a result has to share with a run to be its own."""
     measured_on = str(ruler.data or data)
-    return {"recipe_hash": recipe_hash(run.recipe), "trained_on": str(data), "asked": ruler.protocol, "data": measured_on}
+    return {
+        "recipe_hash": recipe_hash(run.recipe),
+        "trained_on": str(data),
+        "asked": ruler.protocol,
+        "data": measured_on,
+        "rows": ruler.rows,
+    }
 
 
 def _train_and_measure(run: _Run, data: str | Path, ruler: _Ruler, device: str, command: str) -> Result | str:
