@@ -57,22 +57,28 @@ def rows_used(records: Records, *, needs_labels: bool) -> Records:
     return records.select(own if needs_labels or "train" in records.splits else splits != "test")
 
 
-def require_same_data(run: Path, used: Records) -> None:
-    """Hold a run that goes on to the rows that it began with; a folder that was moved as a whole is the same.
+def held_to_data(run: Path, used: Records, *, goes_on: bool) -> dict[str, Any]:
+    """Return what checkpoints remember of the rows that a run uses, after holding one that goes on to those that it began with.
+
+    A folder that was moved as a whole is the same.
 
     Raises:
         UsageError: something is not as it was; the line says what.
     """
+    rows = rows_of(used)
+    if not goes_on:
+        return rows
     before = checkpoint.peek(run, "rows")
     if before is None:
         log.warning("'%s' is of a version that did not note its data: whether they changed since cannot be told", run / checkpoint.NAME)
-        return
-    changed = changes(before, rows_of(used), used)
+        return rows
+    changed = changes(before, rows, used)
     if changed:
         raise UsageError(
             f"the data changed since the run in '{run}' began: {changed}; put them back, or learn from them in a new run that starts from "
             f"what this one has learnt: another --out with --set backbone=auto weights={run}"
         )
+    return rows
 
 
 def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Mapping[str, Any], *, resume: bool) -> None:

@@ -26,7 +26,6 @@ from sightline.recipe import Recipe
 from sightline.train import checkpoint
 from sightline.train.loop import Loop, Validate
 from sightline.train.parallel import process_group
-from sightline.train.rows import rows_of
 from sightline.workflows import run_folder, training
 from sightline.workflows.common import write_bad_files
 
@@ -142,8 +141,7 @@ def train_on_masks(
         raise UsageError("segmentation learns from images with masks: give the folder that holds both, as docs/dense.md lays them out")
     lesson = read_lesson(data, recipe, bad_files)
     goes_on = resume and (run / checkpoint.NAME).exists()
-    if goes_on:
-        run_folder.require_same_data(run, lesson.rows)
+    rows = run_folder.held_to_data(run, lesson.rows, goes_on=goes_on)
     with process_group(where) as ranks:
         encoder = Encoder(
             replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
@@ -161,7 +159,7 @@ def train_on_masks(
             run,
             device=where,
             validate=lesson.validate(recipe, bad_files),
-            rows=rows_of(lesson.rows),
+            rows=rows,
             resume=resume,
         )
         progress = loop.run()

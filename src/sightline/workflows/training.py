@@ -26,10 +26,9 @@ from sightline.search.mining import MinedTuples
 from sightline.train import checkpoint
 from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group
-from sightline.train.rows import rows_of
 from sightline.workflows.common import read_data, write_bad_files
 from sightline.workflows.reducing import require_head
-from sightline.workflows.run_folder import finish_model, note_compute, open_run, present, require_same_data, rows_used
+from sightline.workflows.run_folder import finish_model, held_to_data, note_compute, open_run, present, rows_used
 from sightline.workflows.validating import Material, material, validator
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
@@ -76,10 +75,8 @@ def train(
         return segmenting.train_on_masks(recipe, data, run, where, bad_files, resume=resume, command=command)
     records = _records(data, recipe.data, kind, bad_files)
     data = records.root if isinstance(data, Records) else data
-    used = rows_used(records, needs_labels=kind.needs_labels)
     goes_on = resume and (run / checkpoint.NAME).exists()
-    if goes_on:
-        require_same_data(run, used)
+    rows = held_to_data(run, rows_used(records, needs_labels=kind.needs_labels), goes_on=goes_on)
     found = material(records, recipe, kind)
     learning = found.learning
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
@@ -118,7 +115,7 @@ def train(
             )
 
         validate = validator(found, recipe, kind.chosen_by, bad_files)
-        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows_of(used), resume=resume)
+        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows, resume=resume)
         progress = loop.run()
         if ranks.is_main:
             note_compute(run, recipe, progress)
