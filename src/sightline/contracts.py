@@ -186,7 +186,7 @@ class PatchFeatures:
 
     def box_of(self, cells: tuple[int, int, int, int]) -> Box:
         """Return the box of the cells from (top row, left column) up to, not with, (bottom row, right column), in that order."""
-        top, left, bottom, right = cells
+        top, left, bottom, right = (int(side) for side in cells)  # NumPy's would print as np.float64(...)
         x, y, x_end, y_end = self.frame
         width, height = (x_end - x) / self.grid[1], (y_end - y) / self.grid[0]
         return x + left * width, y + top * height, x + right * width, y + bottom * height

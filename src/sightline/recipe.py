@@ -291,6 +291,13 @@ def flatten(recipe: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{item.name}", value
 
 
+def as_setting(path: str, value: Any) -> str:
+    """Return a field's value as ``override`` reads it: JSON, and text as it is."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(dict(value) if path.rpartition(".")[2] in _TABLES else value)
+
+
 def full_path(recipe: Any, key: str) -> str:
     """Return the dotted path that ``key`` means: itself, or the one path that ends in it; ``backbone_args.depth`` is one of several arguments.
 

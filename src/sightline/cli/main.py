@@ -14,7 +14,6 @@ from sightline.errors import SightlineError, explain_memory_error, explain_os_er
 
 app = typer.Typer(
     help="Visual retrieval with Vision Transformers: train, measure, index, search.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -38,6 +37,20 @@ COMMANDS = (
     training.demo,
     models.doctor,
 )
+
+OTHER_WORDS = {
+    **dict.fromkeys(("--top", "--top-k", "--topk", "--num", "--limit", "-n"), ("-k", "-k, such as -k 20")),
+    **dict.fromkeys(("--query", "--picture", "--file"), ("--image", "--image, or the pictures behind the index")),
+    **dict.fromkeys(("--folder", "--dir", "--dataset-dir", "--input"), ("--data", "--data (--images is the same)")),
+    **dict.fromkeys(("--output", "--outdir", "-o", "--output-dir"), ("--out", "--out")),
+    **dict.fromkeys(("--filter",), ("--where", "--where, such as --where 'label != \"cup\"'")),
+    **dict.fromkeys(("--steps", "--iterations"), ("--set", "a setting: --set steps=500")),
+    **dict.fromkeys(("--epochs",), ("--set", "steps, and a setting: --set steps=500")),
+    **dict.fromkeys(("--lr", "--learning-rate"), ("--set", "a setting: --set lr=1e-5")),
+    **dict.fromkeys(("--batch-size", "--batch"), ("--set", "a setting of the recipe: see sightline recipes METHOD/RECIPE")),
+    **dict.fromkeys(("--gpu", "--cuda"), ("--device", "--device, such as --device cuda:0")),
+}
+"""Options of other tools -> the option that a command must have for the hint, and how it is told."""
 
 for command in COMMANDS:
     app.command()(command)
@@ -66,8 +79,10 @@ def entry() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Return the exit code of one command line."""
     doing = f"running sightline {' '.join(arguments[:1])}"
+    if list(arguments[:1]) == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     try:
-        code = typer.main.get_command(app).main(args=repeat_options(arguments), prog_name="sightline", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=repeat_options(arguments) or ["--help"], prog_name="sightline", standalone_mode=False)
         return int(code or 0)
     except SightlineError as error:
         _complain(str(error))
@@ -107,11 +122,22 @@ def _explain_click(error: Exception) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         message = error.format_message()
         if message:
-            _complain(f"{message} (see sightline --help)")
+            context = getattr(error, "ctx", None)
+            _complain(f"{_hint(error) or message} (see {context.command_path if context else 'sightline'} --help)")
         return int(error.exit_code)
     if type(error).__name__ in ("Exit", "Abort"):
         return int(getattr(error, "exit_code", 1))
     raise error
+
+
+def _hint(error: Exception) -> str:
+    """Return what an option that is not there is called here, where people bring it from other tools; else an empty text."""
+    option, context = getattr(error, "option_name", ""), getattr(error, "ctx", None)
+    if context is None or type(error).__name__ != "NoSuchOption":
+        return ""
+    known = {name for parameter in context.command.params for name in parameter.opts}
+    ours, told = OTHER_WORDS.get(option, ("", ""))
+    return f"No such option: {option}. Here it is {told}" if ours in known else ""
 
 
 def _complain(text: str) -> None:

@@ -13,7 +13,7 @@ from sightline.imports import without_collecting
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
-    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path, typer.Option("--data", "--images", help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     dataset: Dataset = "auto",
     verify: Verify = True,
     protocol: Annotated[
@@ -31,7 +31,7 @@ def evaluate(
     precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model on labelled images or on a benchmark that judges them by query.
+    """Measure a model on labelled images or on a benchmark.
 
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
@@ -69,19 +69,21 @@ def evaluate(
 
 def probe(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
-    data: Annotated[list[Path], typer.Option(help="class folders or a manifest; repeat for the mean over several")],
+    data: Annotated[list[Path], typer.Option("--data", "--images", help="class folders or a manifest; repeat for the mean over several")],
     kind: Annotated[
         Literal["knn", "linear", "fewshot", "all", "finetune"], typer.Option(help="which classifiers to fit, or to train the whole model")
     ] = "all",
     steps: Annotated[int, typer.Option(min=1, help="finetune: how long to train on each data set")] = 200,
-    image_px: Annotated[int, typer.Option(min=0, help="finetune: the images' side (default: the model's own)")] = 0,
+    image_px: Annotated[int, typer.Option(min=0, help="finetune: the images' side (default: the model's own)", show_default=False)] = 0,
     seed: Annotated[int, typer.Option(help="divides data without splits, and draws the few shots")] = 0,
     report: Annotated[Path | None, typer.Option(help="write metrics.json into this folder")] = None,
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a model by simple classifiers on its frozen descriptors (k-NN, a linear probe, few-shot regression), or fine-tuned.
+    """Measure a model by simple classifiers on its descriptors.
+
+    k-NN, a linear probe and few-shot regression on frozen descriptors, or the whole model fine-tuned.
 
     Example: sightline probe runs/mine --data flowers/ --data pets/
     """
@@ -111,7 +113,9 @@ def compare(
     metric: Annotated[list[str] | None, typer.Option(help="what to compare; may be repeated (default: what most runs have)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs by what they cost and by what they learnt from: a table and two figures, one curve a family of networks.
+    """Compare runs by what they cost and by what they learnt from.
+
+    A table and two figures, one curve a family of networks.
 
     Example: sightline compare runs/* --metric knn --out comparison/
     """
@@ -140,7 +144,9 @@ def inspect(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Look inside a model, or at several side by side: filters, positions, attention, layers, descriptors, mistakes, as one page.
+    """Look inside a model, or at several side by side.
+
+    Filters, positions, attention, layers, descriptors and mistakes, as one page.
 
     Example: sightline inspect runs/mine --beside timm:deit_small_patch16_224 --images photos/ --out inspection/
     """
@@ -159,14 +165,18 @@ def explain(
     other: Annotated[Path, typer.Argument(help="the picture that it matches, or does not")],
     out: Annotated[Path, typer.Option(help="a .html page, or .png or .jpg for the drawings alone")] = Path("match.html"),
     box: Annotated[str, typer.Option(help="left,top,right,bottom in the first picture's pixels: explain this part of it")] = "",
-    short_px: Annotated[int, typer.Option("--short-px", min=0, help="bring the short sides to so many pixels (default: the model's)")] = 0,
+    short_px: Annotated[
+        int, typer.Option("--short-px", min=0, help="bring the short sides to so many pixels (default: the model's)", show_default=False)
+    ] = 0,
     most: Annotated[int, typer.Option(min=1, help="matches to draw; --json has all")] = 24,
     least: Annotated[float, typer.Option(min=-1, max=1, help="leave out matches of a lower similarity")] = -1.0,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="keep what is so much closer than the second closest; 1 keeps all")] = 1.0,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Show why two pictures match: the patches that answer each other, and where the second has what a part of the first has.
+    """Show why two pictures match.
+
+    The patches that answer each other, and where the second has what a part of the first has.
 
     Example: sightline explain runs/mine a.jpg b.jpg --box 40,30,120,110 --out match.html
     """

@@ -17,7 +17,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="the file; by default model.onnx beside the model")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the model for another runtime and compare the two on the same images.
+    """Write the model for another runtime, and compare the two.
 
     Example: sightline export runs/mine --format onnx --out mine.onnx
     """
@@ -35,7 +35,9 @@ def export(
 def reduce(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME or random:NAME")],
     out: Annotated[Path, typer.Option(help="the model folder to write")],
-    data: Annotated[Path | None, typer.Option(help="images to fit on: class folders, a manifest, or a data set's own folder")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "--images", help="images to fit on: class folders, a manifest, or a data set's own folder")
+    ] = None,
     pca: Annotated[int, typer.Option(min=0, help="directions to keep; 0 is all of a whitening, and no plain PCA")] = 0,
     whiten: Annotated[Literal["none", "pca", "supervised"], typer.Option(help="supervised learns from images of one class")] = "none",
     pooling: Annotated[
@@ -49,7 +51,9 @@ def reduce(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Give a model another head: its pooling, its scales, its PCA or whitening fitted on images; and write the model that has it.
+    """Give a model another pooling, scales, PCA or whitening.
+
+    PCA and whitening are fitted on images; the model that has them is written anew.
 
     Example: sightline reduce runs/mine --data photos/ --whiten supervised --pca 128 --out runs/mine/whitened
     """
@@ -67,7 +71,7 @@ def reduce(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what this machine offers: device, precision, cores, versions.
+    """Say what this machine offers: device, cores, versions.
 
     Example: sightline doctor
     """

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, parse_box, print_json
+from sightline.errors import UsageError
 from sightline.imports import without_collecting
 
 
 def embed(
     model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
-    images: Annotated[Path, typer.Option(help="a folder of images or a manifest")] = ...,  # type: ignore[assignment]
+    images: Annotated[Path, typer.Option("--images", "--data", help="a folder of images or a manifest")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="a .parquet file (path, vector) or .npy (vectors alone)")] = ...,  # type: ignore[assignment]
     device: Device = "auto",
     precision: PrecisionOption = "auto",
@@ -39,10 +40,15 @@ def embed(
 def index(
     index: Annotated[Path, typer.Argument(help="the index folder")],
     model: Annotated[str, typer.Option(help="the model that embeds; an existing index remembers its own")] = "",
-    images: Annotated[Path | None, typer.Option(help="a folder of images or a manifest: creates the index or brings it up to date")] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", "--data", help="a folder of images or a manifest: creates the index or brings it up to date")
+    ] = None,
     patches: Annotated[bool, typer.Option("--patches", help="make it an index of patches, which is searched for regions")] = False,
     short_px: Annotated[
-        int, typer.Option("--short-px", min=0, help="with --patches: the short side of the images in pixels (default: the model's)")
+        int,
+        typer.Option(
+            "--short-px", min=0, help="with --patches: the short side of the images in pixels (default: the model's)", show_default=False
+        ),
     ] = 0,
     remove: Annotated[str, typer.Option(help="take out what matches, such as 'label = \"cup\"' or 'path = \"a.jpg\"'")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="with --remove: also where more than half of the items match")] = False,
@@ -57,30 +63,34 @@ def index(
     precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
-    """Create an index of a folder of images, or bring it up to date.
+    """Create an index of images, or bring it up to date.
 
     Example: sightline index photos.index --model runs/mine --images photos/
     """
     with without_collecting():
         from sightline.workflows import searching
 
-    answer, text = searching.index(
-        index,
-        model=model,
-        images=images,
-        patches=patches,
-        short_px=short_px,
-        remove=remove,
-        yes=yes,
-        ask=typer.confirm if sys.stdin.isatty() and sys.stderr.isatty() and not as_json else None,
-        info=info,
-        verify=verify,
-        compact=compact,
-        repair=repair,
-        keep=keep,
-        device=device,
-        precision=precision,
-    )
+    try:
+        answer, text = searching.index(
+            index,
+            model=model,
+            images=images,
+            patches=patches,
+            short_px=short_px,
+            remove=remove,
+            yes=yes,
+            ask=typer.confirm if sys.stdin.isatty() and sys.stderr.isatty() and not as_json else None,
+            info=info,
+            verify=verify,
+            compact=compact,
+            repair=repair,
+            keep=keep,
+            device=device,
+            precision=precision,
+        )
+    except KeyboardInterrupt as stopped:
+        note("stopped; what was embedded is kept" + (": the same command goes on where it was" if images else ""))
+        raise typer.Exit(130) from stopped
     if as_json:
         print_json(answer)
     else:
@@ -91,7 +101,10 @@ def index(
 
 def search(
     index: Annotated[Path, typer.Argument(help="the index folder")],
-    image: Annotated[list[Path], typer.Option(help="the picture to look for; may be repeated")],
+    pictures: Annotated[list[Path] | None, typer.Argument(help="the pictures to look for")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="a picture to look for, as if it stood behind the index; may be repeated")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
     box: Annotated[
         str, typer.Option(help="left,top,right,bottom in the picture's pixels: find regions like it (an index of patches)")
@@ -105,16 +118,21 @@ def search(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Find the images that look most like a picture or, in an index of patches, the regions that look most like a part of it.
+    """Find the images that look most like a picture.
 
-    Example: sightline search photos.index --image query.jpg -k 10 --where 'label != "cup"'
+    In an index of patches: the regions that look most like a part of it.
+
+    Example: sightline search photos.index query.jpg -k 10 --where 'label != "cup"'
     """
+    asked = [*(image or []), *(pictures or [])]
+    if not asked:
+        raise UsageError(f"which picture? for example: sightline search {index} query.jpg (several, or --image, are fine too)")
     with without_collecting():
         from sightline.workflows import searching
 
     answers = searching.search(
         index,
-        image,
+        asked,
         k,
         box=parse_box(box),
         where=where or None,
@@ -127,15 +145,15 @@ def search(
     if html is not None:
         from sightline.search.page import write_page
 
-        write_page(html, image, answers, box=parse_box(box), reranked_by=rerank, command=command_line())
+        write_page(html, asked, answers, box=parse_box(box), reranked_by=rerank, command=command_line())
         note(f"page: {html}")
     if as_json:
-        queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(image, answers, strict=True)]
+        queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(asked, answers, strict=True)]
         print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries})
         return
     if rerank:
         note(f"in the order of {rerank}; the similarity is the cosine")
-    for query, hits in zip(image, answers, strict=True):
+    for query, hits in zip(asked, answers, strict=True):
         _print_hits(query, hits)
 
 

@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[str, typer.Argument(help="METHOD/RECIPE, such as irt/folder; see sightline recipes")] = "",
-    data: Annotated[Path, typer.Option(help="class folders (without labels any folder), a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    data: Annotated[
+        Path, typer.Option("--data", "--images", help="class folders (without labels any folder), a manifest, or a data set's own folder")
+    ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="the run folder to write")] = ...,  # type: ignore[assignment]
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as margin=0.6; may be repeated")] = None,
     source: Annotated[Path | None, typer.Option("--from", help="replay a recipe.json or a run folder")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped")] = False,
     device: Device = "auto",
     as_json: Json = False,
-    extra: Annotated[list[str] | None, typer.Argument(help="more key=value settings", metavar="[KEY=VALUE]...")] = None,
+    extra: Annotated[list[str] | None, typer.Argument(help="more key=value settings", metavar="KEY=VALUE")] = None,
 ) -> None:
-    """Train a model on images, with labels or (selfpatch/*, moby/*) without.
+    """Train a model on images.
+
+    With labels or, by selfpatch/* and moby/*, without.
 
     Example: sightline train irt/folder --data photos/ --out runs/mine --set steps=500 margin=0.6
     """
@@ -93,7 +97,7 @@ def _how_good(trained: Trained) -> str:
 
 def sweep(
     name: Annotated[str, typer.Argument(help="METHOD/RECIPE with --grid, or a named sweep such as irt/ladder")],
-    data: Annotated[Path, typer.Option(help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
+    data: Annotated[Path, typer.Option("--data", "--images", help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="folder for the runs, the table and the page")] = ...,  # type: ignore[assignment]
     grid: Annotated[list[str] | None, typer.Option(help="key=value,value,... such as margin=0.1,0.3; one or more")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value for every run; one or more")] = None,
@@ -105,7 +109,9 @@ def sweep(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train and measure a recipe under several settings; finished runs are kept, so the same command goes on.
+    """Train and measure a recipe under several settings.
+
+    Finished runs are kept, so the same command goes on.
 
     Example: sightline sweep irt/cub --data CUB/ --out sweeps/cub --grid margin=0.1,0.3,0.5 koleo_weight=0,0.3,0.7 --seeds 3
     """
@@ -151,14 +157,14 @@ def recipes(
     Example: sightline recipes irt/folder
     """
     from sightline import catalog
-    from sightline.recipe import flatten, to_plain
+    from sightline.recipe import as_setting, flatten, to_plain
 
     if name:
         chosen = catalog.find("recipes", name)()
         if as_json:
             print_json(to_plain(chosen))
         else:
-            print("\n".join(f"{path} = {value}" for path, value in flatten(chosen)))
+            print("\n".join(f"{path} = {as_setting(path, value)}" for path, value in flatten(chosen)))
         return
     described = {known: (catalog.find("recipes", known).__doc__ or "").splitlines()[0] for known in catalog.names("recipes")}
     if as_json:
@@ -172,7 +178,7 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="how long to train")] = 200,
     as_json: Json = False,
 ) -> None:
-    """Train, measure, index and search real photographs, offline, in a few minutes.
+    """Train, measure and search real photographs, in minutes.
 
     Example: sightline demo --out demo/
     """

@@ -136,6 +136,8 @@ def read_bytes(file: Path) -> bytes:
         # O_NONBLOCK, and only then a look at its kind: opening a named pipe would wait for a writer for ever.
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError as error:
+        if file.parts[:1] in (("http:",), ("https:",)):
+            raise BadImage("missing", "an address, not a file: download the picture first") from error
         raise BadImage("missing", "a link to nowhere" if file.is_symlink() else "no such file") from error
     except (OSError, ValueError) as error:
         raise BadImage("not readable", getattr(error, "strerror", None) or str(error)) from error
@@ -161,10 +163,17 @@ def _decode(content: bytes, short_px: int | None, max_pixels: int) -> Image.Imag
     # A progressive JPEG is held whole, as coefficients, whatever the scale it is decoded at.
     _check_size(whole if "progressive" in image.info else image.size, max_pixels)
     image.load()
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image as ``decode`` does: upright by its own orientation tag, RGB, transparency laid on white."""
     upright = _UPRIGHT.get(_orientation(image))
     rgb = _to_rgb(image)
     rgb = rgb if upright is None else rgb.transpose(upright)
-    rgb.info = {}  # the orientation tag among it would turn the image once more in other hands
+    if rgb.info:
+        rgb = rgb.copy() if rgb is image else rgb
+        rgb.info = {}  # the orientation tag among it would turn the image once more in other hands
     return rgb
 
 
@@ -203,7 +212,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     raise BadImage("not an image", "its first bytes are those of no known format")
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1  # Pillow's TIFF reader turns the pixels itself
     try:

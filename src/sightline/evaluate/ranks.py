@@ -147,11 +147,17 @@ def positive_ranks(
         ValueError: shapes that do not fit each other, or a vector that is not finite.
     """
     self_rows = None
+    queries, query_labels = np.asarray(queries), np.asarray(query_labels)
     if gallery is None or gallery_labels is None:
         if gallery is not None or gallery_labels is not None:
             raise ValueError("give the gallery's vectors and its labels, or neither for leave-one-out")
         gallery, gallery_labels, self_rows = queries, query_labels, np.arange(len(queries))
+    gallery, gallery_labels = np.asarray(gallery), np.asarray(gallery_labels)
     for whose, vectors, labels in (("query", queries, query_labels), ("gallery", gallery, gallery_labels)):
+        if labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{whose} labels are whole numbers [M], not {labels.dtype}: numpy.unique(names, return_inverse=True)[1] numbers names"
+            )
         if labels.shape != (len(vectors),):
             raise ValueError(f"{whose} vectors [M, D] and labels [M] do not fit: {vectors.shape} and {labels.shape}")
     truth = SameLabel(query_labels, gallery_labels, self_rows)

@@ -293,6 +293,19 @@ class Index(ABC):
     def close(self) -> None:
         """Let go of the files; closing twice does no harm."""
 
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return self.count()
+
+    def __bool__(self) -> bool:
+        """Return True: an empty index is an index."""
+        return True
+
+    def __repr__(self) -> str:
+        """Return one line: where it is, what it holds, and whose vectors."""
+        made_by = self.header.model or self.header.fingerprint[:12]
+        return f"{type(self).__name__}('{self.path}', {self.header.engine}, {self.header.dim}-d, model {made_by})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -327,6 +340,31 @@ def read_header(folder: Path) -> Header:
         raise IndexStoreError(f"'{folder / HEADER}' is not the header of an index: restore it from a copy, or index again") from error
 
 
+def as_vectors(vectors: FloatArray, dim: int) -> FloatArray:
+    """Return float32 vectors ``[M, dim]`` of unit length as one block of memory.
+
+    Raises:
+        IndexStoreError: they are anything else.
+    """
+    try:
+        block = np.ascontiguousarray(vectors)
+    except (ValueError, TypeError) as error:  # a list of rows of several lengths
+        raise IndexStoreError(f"this index takes float32 vectors [M, {dim}], and no array can be made of these: {error}") from error
+    check_vectors(block, dim)
+    return block
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Pass items.
+
+    Raises:
+        IndexStoreError: one of them is something else, such as a path.
+    """
+    for item in items:
+        if not isinstance(item, Item):
+            raise IndexStoreError(f"{item!r:.60} is no item: write sightline.Item(path=...), with metadata={{...}} for what to filter by")
+
+
 def check_vectors(vectors: FloatArray, dim: int) -> None:
     """Pass float32 vectors ``[M, dim]`` of unit length.
 
@@ -334,9 +372,12 @@ def check_vectors(vectors: FloatArray, dim: int) -> None:
         IndexStoreError: they are anything else.
     """
     if vectors.ndim != 2 or vectors.shape[1] != dim or vectors.dtype != np.float32:
-        raise IndexStoreError(
-            f"this index takes float32 vectors [M, {dim}], not {vectors.dtype} {list(vectors.shape)}: embed with the index's own model"
-        )
+        remedy = "embed with the index's own model"
+        if vectors.shape == (dim,):
+            remedy = "one vector is [1, D]: numpy.asarray([vector], numpy.float32)"
+        elif vectors.ndim == 2 and vectors.shape[1] == dim:
+            remedy = "numpy.asarray(vectors, numpy.float32)"
+        raise IndexStoreError(f"this index takes float32 vectors [M, {dim}], not {vectors.dtype} {list(vectors.shape)}: {remedy}")
     lengths = np.sqrt(np.einsum("md,md->m", vectors, vectors, dtype=np.float64))
     if not np.all(np.abs(lengths - 1) <= UNIT_LENGTH_TOLERANCE):  # written so that NaN fails too
         raise IndexStoreError("a vector does not have unit length: normalise vectors before they are indexed or searched")

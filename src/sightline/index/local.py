@@ -18,7 +18,7 @@ from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, UsageError
 from sightline.index import ann, filters, plan, writer
 from sightline.index import snapshot as snapshots
-from sightline.index.base import Absent, Header, Index, IndexInfo, Item, Known, SegmentInfo, check_vectors, sync_folder
+from sightline.index.base import Absent, Header, Index, IndexInfo, Item, Known, SegmentInfo, as_vectors, check_items, sync_folder
 from sightline.index.filters import Filter
 from sightline.index.matching import absent, matching, why_none
 from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, open_segment, problems
@@ -74,8 +74,8 @@ class LocalIndex(Index):
 
     def upsert(self, items: Sequence[Item], vectors: FloatArray) -> IntArray:
         """See ``Index.upsert``."""
-        vectors = np.ascontiguousarray(vectors)
-        check_vectors(vectors, self.header.dim)
+        check_items(items)
+        vectors = as_vectors(vectors, self.header.dim)
         if len(items) != len(vectors):
             raise IndexStoreError(f"{len(items)} items came with {len(vectors)} vectors: each item needs one")
         last = {item.path: place for place, item in enumerate(items)}
@@ -210,8 +210,7 @@ class LocalIndex(Index):
 
     def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
         """See ``Index.search``."""
-        queries = np.ascontiguousarray(vectors)
-        check_vectors(queries, self.header.dim)
+        queries = as_vectors(vectors, self.header.dim)
         if not 1 <= k <= MAX_K:
             raise UsageError(f"{k} answers were asked for: ask for 1 to {MAX_K:,}")
         now, allowed = self._searchable(_parsed(where))

@@ -14,7 +14,7 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray, PatchFeatures, Ranking
 from sightline.errors import IndexStoreError
-from sightline.index.base import Header, IndexInfo, Item, check_vectors
+from sightline.index.base import Header, IndexInfo, Item, as_vectors, check_items, check_vectors
 from sightline.index.filters import Filter
 from sightline.index.local import MAX_K, LocalIndex, bury
 from sightline.index.segments import FLOAT16, runs
@@ -84,7 +84,8 @@ class PatchIndex(LocalIndex):
     def upsert(self, items: Sequence[Item], vectors: FloatArray) -> IntArray:
         """See ``Index.upsert``: each vector is the one patch of a picture of unknown size."""
         vectors = np.ascontiguousarray(vectors)
-        check_vectors(vectors, self.header.dim)
+        check_items(items)
+        vectors = as_vectors(vectors, self.header.dim)
         if len(items) != len(vectors):
             raise IndexStoreError(f"{len(items)} items came with {len(vectors)} vectors: each item needs one")
         return self.upsert_patches(items, [PatchFeatures(vector[None], (1, 1), (0.0, 0.0, 1.0, 1.0)) for vector in vectors])
@@ -96,6 +97,7 @@ class PatchIndex(LocalIndex):
             IndexStoreError: the patches do not fit the index, or it is open for reading only.
             DiskFullError: no space is left; everything acknowledged before is intact.
         """
+        check_items(items)
         if len(items) != len(patches):
             raise IndexStoreError(f"{len(items)} items came with the patches of {len(patches)} pictures: each item needs those of one")
         for one in patches:

@@ -10,26 +10,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 from sightline.contracts import FloatArray, PatchFeatures, Tokens
-from sightline.data.images import BadImage, decode, own_size, read_bytes
 from sightline.data.transforms import WholeTransform, eval_transform
-from sightline.errors import DataError, ModelError, first_line, is_memory_full
+from sightline.errors import ModelError, first_line, is_memory_full
 from sightline.nn.backbone import SIZE_ERRORS, Backbone, build
 from sightline.nn.checkpoints import read_weights
 from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
 from sightline.nn.own_input import resolved
+from sightline.nn.pictures import Pictures, each, opened
 from sightline.nn.pooling import OF_DISTILLATION, TWICE_AS_WIDE, pool
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.runtime import Precision, autocast_dtype
-
-Picture = Path | str | bytes | Image.Image
-"""An image as a person has it: a path, the bytes of a file, or a decoded picture."""
 
 
 class Encoder(nn.Module):
@@ -67,6 +63,11 @@ class Encoder(nn.Module):
             raise ModelError(
                 f"{model.backbone} keeps a norm behind its pooling, which leaves negative entries: only scale_p=1 is defined there"
             )
+
+    def __repr__(self) -> str:
+        """Return one line: the backbone, its input, pooling, width, device and fingerprint (``print(encoder.backbone)`` for the layers)."""
+        known = f", {self.fingerprint[:12]}" if self.fingerprint else ""
+        return f"Encoder({self.model.backbone}, {self.image.image_px} px, {self.model.pooling}, {self.dim}-d, {self.device}{known})"
 
     @property
     def dim(self) -> int:
@@ -164,14 +165,16 @@ class Encoder(nn.Module):
                 "size, or take a plain ViT, a Swin or a convolutional backbone"
             ) from error
 
-    def embed(self, pictures: Sequence[Picture], *, batch_size: int = 32, precision: Precision = "auto") -> FloatArray:
-        """Return unit-length descriptors float32 ``[M, D]`` of paths, file bytes or PIL images, in their order.
+    def embed(self, pictures: Pictures, *, batch_size: int = 32, precision: Precision = "auto") -> FloatArray:
+        """Return unit-length descriptors float32 ``[M, D]`` of one picture (``[1, D]``) or many, in their order.
+
+        A picture is a path, the bytes of a file, a PIL image, an array ``[H, W, 3]`` or a tensor ``[3, H, W]``.
 
         Raises:
             DataError: one of them cannot be decoded. (To embed a folder and skip its bad files: ``sightline.search.embed``.)
         """
         transform = eval_transform(self.image)
-        batches = _batched((transform(_decoded(picture, transform.short_px)) for picture in pictures), batch_size)
+        batches = _batched((transform(opened(picture, transform.short_px)[0]) for picture in each(pictures)), batch_size)
         parts = [self.embed_batch(torch.stack(batch), precision=precision) for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
@@ -180,9 +183,9 @@ class Encoder(nn.Module):
         return WholeTransform(self.image, short_px or self.image.image_px, self.backbone.multiple_px)
 
     def patches(
-        self, pictures: Sequence[Picture], *, short_px: int = 0, batch_size: int = 16, precision: Precision = "auto"
+        self, pictures: Pictures, *, short_px: int = 0, batch_size: int = 16, precision: Precision = "auto"
     ) -> Iterator[PatchFeatures]:
-        """Yield the patch features of paths, file bytes or PIL images, in their order: whole pictures, their aspect kept.
+        """Yield the patch features of one picture or many, as ``embed`` takes them, in their order: whole pictures, their aspect kept.
 
         ``short_px`` is what the short side is brought to, 0 the model's own size; both sides go to the nearest multiples of the patch.
         Neighbours that come to the same size go through the network together, up to ``batch_size``.
@@ -193,8 +196,8 @@ class Encoder(nn.Module):
         """
         transform = self.whole(short_px)
         waiting: list[tuple[torch.Tensor, tuple[int, int]]] = []
-        for picture in pictures:
-            image, size = _decoded_with_size(picture, transform.short_px)
+        for picture in each(pictures):
+            image, size = opened(picture, transform.short_px)
             pixels = transform.pixels(image)
             if waiting and (len(waiting) == batch_size or waiting[0][0].shape != pixels.shape):
                 yield from self._patches_of(transform, waiting, precision)
@@ -279,23 +282,6 @@ def with_scales_of(encoder: Encoder, model: ModelSpec) -> Encoder:
         made.classifier = encoder.classifier
     made.load_state_dict({name: value for name, value in encoder.state_dict().items() if not name.startswith(left_behind)})
     return made.to(encoder.device).train(encoder.training)
-
-
-def _decoded(picture: Picture, short_px: int) -> Image.Image:
-    return _decoded_with_size(picture, short_px)[0]
-
-
-def _decoded_with_size(picture: Picture, short_px: int) -> tuple[Image.Image, tuple[int, int]]:
-    """Return the picture, perhaps at a reduced scale, and its own (width, height)."""
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB"), picture.size
-    try:
-        content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
-        image = decode(content, short_px=short_px)
-        return image, own_size(content, image)
-    except BadImage as error:
-        name = "the picture" if isinstance(picture, bytes) else f"'{picture}'"
-        raise DataError(f"{name} cannot be read as an image: {error}") from error
 
 
 def _batched(items: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:

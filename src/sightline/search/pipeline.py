@@ -15,7 +15,8 @@ from sightline.errors import DataError
 from sightline.index.base import Index, Item
 from sightline.index.filters import Value
 from sightline.index.patches import PatchIndex
-from sightline.nn.encoder import Encoder, Picture
+from sightline.nn.encoder import Encoder
+from sightline.nn.pictures import Picture
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
 from sightline.search.patches import patch_stream

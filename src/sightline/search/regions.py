@@ -11,7 +11,8 @@ from sightline.errors import DataError
 from sightline.index import filters
 from sightline.index.filters import Filter
 from sightline.index.patches import PLACE_BITS, PatchIndex
-from sightline.nn.encoder import Encoder, Picture
+from sightline.nn.encoder import Encoder
+from sightline.nn.pictures import Picture
 from sightline.runtime import Precision
 
 ASKING = 16
