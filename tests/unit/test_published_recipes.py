@@ -176,6 +176,27 @@ VIT = {
     "model.weights": "random",
     "model.pooling": "cls",
 }
+FPN = {
+    "aux_weight": 0.0,
+    "segmenter.head": "fpn",
+    "segmenter.taps": "even",
+    "segmenter.pyramid_channels": 256,
+    "segmenter.head_channels": 128,
+    "segmenter.dropout": 0.1,
+    "data.images_per_batch": 16,
+    "train.steps": 40_000,
+    "train.lr": 6e-5,
+    "train.weight_decay": 0.01,
+    "train.warmup_steps": 1_500,
+    "train.schedule": "linear",
+    "image.image_px": 512,
+    "image.resize": "short",
+    "image.resize_px": 512,
+    "image.interpolation": "bilinear",
+    "model.backbone": "vit_small_patch16_224.dino",
+    "model.weights": "hub",
+    "model.drop_path": 0.1,
+}
 IRT_PAPER = "El-Nouby et al. 2021, arXiv 2102.05644, section 4.2"
 DINO_CODE = "Caron et al. 2021, arXiv 2104.14294; facebookresearch/dino main_dino.py, defaults on 8 GPUs"
 SELFPATCH_CODE = "Yun et al. 2022, arXiv 2206.07990; alinlab/SelfPatch README and main_selfpatch.py, defaults"
@@ -208,6 +229,34 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "moby/swin-imagenet": (MOBY_CODE, MOBY),
     "moby/vit-imagenet": (MOBY_CODE, MOBY | {"model.backbone": "deit_small_patch16_224", "model.pooling": "cls"}),
+    "moby/selfpatch-imagenet": (
+        f"{MOBY_CODE} (and moby_deit_small.yaml) for images; alinlab/SelfPatch main_selfpatch.py for patches",
+        MOBY
+        | {
+            "patch_weight": 0.1,
+            "window": 3,
+            "num_neighbours": 4,
+            "model.backbone": "deit_small_patch16_224",
+            "model.backbone_args": WITHOUT_CLASS_TOKEN,
+            "model.pooling": "class_attention",
+        },
+    ),
+    "segment/fpn": ("Yun et al. 2022, arXiv 2206.07990: Semantic FPN on ADE20K as alinlab/SelfPatch trains it", FPN),
+    "segment/upernet": (
+        "Zhou et al. 2022, arXiv 2111.07832: UPerNet on ADE20K as bytedance/ibot trains it, after BEiT",
+        FPN
+        | {
+            "aux_weight": 0.4,
+            "segmenter.head": "upernet",
+            "segmenter.taps": "late",
+            "segmenter.head_channels": 384,
+            "segmenter.slide_px": 341,
+            "train.steps": 160_000,
+            "train.lr": 3e-5,
+            "train.weight_decay": 0.05,
+            "train.layer_decay": 0.9,
+        },
+    ),
     "classify/imagenet-b16": ("Dosovitskiy et al. 2021, arXiv 2010.11929, table 3 and appendix B.1", VIT),
     "classify/imagenet-s16": (
         "Beyer, Zhai & Kolesnikov 2022, arXiv 2205.01580, section 2",
@@ -362,6 +411,27 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
         SMALL_MOBY | {"patch_weight": 0.1, "model.backbone_args": (("depth", 6), *WITHOUT_CLASS_TOKEN), "model.pooling": "class_attention"},
     ),
     "moby/selfpatch-swin-small": ("docs/results.md, MoBY", SMALL_SWIN | {"patch_weight": 0.1, "model.pooling": "class_attention"}),
+    "segment/small": (
+        "docs/segmentation.md",
+        FPN
+        | {
+            "segmenter.pyramid_channels": 64,
+            "segmenter.head_channels": 64,
+            "segmenter.head_norm": "group",
+            "data.images_per_batch": 8,
+            "train.steps": 400,
+            "train.lr": 3e-4,
+            "train.layer_decay": 0.8,
+            "train.warmup_steps": 40,
+            "train.clip_norm": 1.0,
+            "image.image_px": 160,
+            "image.resize_px": 160,
+            "model.backbone": "vit_tiny_patch16_224",
+            "model.weights": "auto",
+            "model.drop_path": 0.0,
+            "model.frozen": ("batch_norm",),
+        },
+    ),
     "classify/small": ("docs/results.md, from scratch on a CPU", SMALL_VIT),
     "classify/finetune-small": ("docs/classify.md, after classify/small", FINE),
 }
@@ -396,4 +466,4 @@ def test_a_recipe_has_the_numbers_of_its_source(name: str) -> None:
 
 
 def test_every_recipe_is_in_the_table() -> None:
-    assert {*PUBLISHED, *OURS, *STUDIED} == set(catalog.RECIPES)
+    assert {*PUBLISHED, *OURS, *STUDIED} == set(catalog.RECIPES), "give a new recipe's numbers and their source above"
