@@ -52,6 +52,11 @@ class MemoryFullError(UsageError):
     """More memory was asked for than there is; the person can ask for less."""
 
 
+def counted(number: int, noun: str, many: str = "") -> str:
+    """Return a number with its noun, such as "1 run", "2,000 runs"; ``many`` where the plural takes more than an s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest choice, or the list of choices when none is close.
 

@@ -147,6 +147,28 @@ def test_a_run_without_a_record_or_measures_is_left_out_with_what_to_do(
     assert "run.json' cannot be read" in capsys.readouterr().err
 
 
+def test_what_else_lies_among_the_runs_is_left_out_and_named(
+    runs: list[Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """README's own layout: ``reduce ... --out runs/mine-128``, then ``compare runs/*``."""
+    reduced, damaged = tmp_path / "mine-128", tmp_path / "damaged"
+    assert main(["reduce", str(runs[0]), "--data", str(photos), "--pca", "2", "--out", str(reduced), "--device", "cpu"]) == 0
+    damaged.mkdir()
+    (damaged / "run.json").write_text("{")
+    (damaged / "recipe.json").write_text("{}")
+    (tmp_path / "notes.txt").touch()
+    folders = [str(runs[0]), str(reduced), str(damaged), str(tmp_path / "notes.txt")]
+    capsys.readouterr()
+    assert main(["compare", *folders, "--out", str(tmp_path / "page")]) == 0
+    told = capsys.readouterr().err
+    assert f"left out: {reduced}: it was not trained here but made from another model (sightline reduce)" in told
+    assert f"left out: {damaged}: '{damaged / 'run.json'}' cannot be read" in told
+    assert f"left out: {tmp_path / 'notes.txt'}: no run is here" in told
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    assert "1 run compared" in page
+    assert "3 runs left out" in page
+
+
 def test_a_model_is_fine_tuned_on_a_data_set_at_a_larger_size(vit: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["probe", str(vit), "--data", str(photos), "--kind", "finetune", "--device", "cpu", "--image-px", "32", "--json"]
     before = load(vit).fingerprint

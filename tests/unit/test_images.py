@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sightline.data import images
-from sightline.data.images import BadFiles, BadImage, decode
+from sightline.data.images import BadFiles, BadImage, decode, own_size
 from sightline.errors import UsageError
 
 WIDTH, HEIGHT = 48, 32
@@ -58,6 +58,8 @@ ALL_FORMATS = {
     "webp": encoded(picture(), "WEBP", quality=95),
     "lossless": encoded(picture(), "WEBP", lossless=True),
     "tiff": encoded(picture(), "TIFF"),
+    "avif": encoded(picture(), "AVIF", quality=95),
+    "jp2": encoded(picture(), "JPEG2000"),
     "ppm": encoded(picture(), "PPM"),
     "mpo": encoded(picture(), "MPO", save_all=True, append_images=[picture().rotate(180)]),
 }
@@ -168,13 +170,41 @@ def test_one_bit_and_grey_images_become_rgb() -> None:
         (b"<!DOCTYPE html><html></html>", "not an image: it is text (a saved web page, SVG or JSON)"),
         (b"hello", "not an image: its first bytes are those of no known format"),
         (b"\x00\x00\x00\x20ftypheic" + b"\x00" * 64, "unsupported format: it is HEIC; convert it to JPEG or PNG"),
-        (b"\x00\x00\x00\x20ftypavif" + b"\x00" * 64, "unsupported format: it is AVIF; convert it to JPEG or PNG"),
+        (b"\x00\x00\x00\x18ftypmif1\x00\x00\x00\x00mif1heic" + b"\x00" * 64, "unsupported format: it is HEIC; convert it to JPEG or PNG"),
+        (b"\x00\x00\x00\x20ftypmsf1" + b"\x00" * 64, "unsupported format: it is HEIC; convert it to JPEG or PNG"),
+        (b"\x00\x00\x00\x20ftypcrx " + b"\x00" * 64, "unsupported format: it is a camera's raw file (CR3); convert it to JPEG or PNG"),
         (b"version https://git-lfs.github.com/spec/v1\n", "unsupported format: it is a Git LFS pointer: run git lfs pull"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image: its first bytes are those of no known format"),
     ],
 )
 def test_what_is_no_image_is_named(content: bytes, expected: str) -> None:
     assert reason(content) == expected
+
+
+@pytest.mark.parametrize(("kind", "options"), [("AVIF", {"quality": 95}), ("JPEG2000", {}), ("JPEG2000", {"no_jp2": True})])
+def test_avif_and_jpeg_2000_are_read_as_the_installed_pillow_reads_them(
+    kind: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encoded(picture(), kind, **options)
+    assert difference(decode(content), Image.open(io.BytesIO(content)).convert("RGB")) == 0
+    assert decode(content).size == picture().size
+    assert reason(content[: len(content) // 2]).split(":")[0] in ("truncated", "damaged")
+    assert reason(content, max_pixels=WIDTH * HEIGHT - 1).startswith("too many pixels")
+    monkeypatch.setattr(images.features, "check", lambda feature: False)  # a Pillow built without
+    assert "which the Pillow installed here cannot read; convert it to JPEG or PNG" in reason(content)
+
+
+def test_an_avif_is_upright_and_told_by_its_brands() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(picture(), "AVIF", exif=exif)
+    assert decode(content).size == (HEIGHT, WIDTH)
+    assert own_size(content, decode(content)) == (HEIGHT, WIDTH)
+    general = content[:8] + b"mif1" + content[12:]  # what some writers call it, avif among what it is compatible with
+    assert difference(decode(general), decode(content)) == 0
+    transparent = picture().convert("RGBA")
+    transparent.putalpha(0)
+    assert np.asarray(decode(encoded(transparent, "AVIF"))).min() > 250
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -34,6 +34,15 @@ def test_answers_are_shown_with_what_is_known_of_them(pictures: list[Path], tmp_
     assert "sightline search" in text
 
 
+def test_what_a_similarity_of_regions_is_is_told(pictures: list[Path], tmp_path: Path) -> None:
+    whole = write_page(tmp_path / "a.html", pictures[:1], [Hits((Hit(0, str(pictures[1]), 0.5),))]).read_text(encoding="utf-8")
+    assert "1 answer, closest first; similarity is a cosine, 1 for the same picture" in whole
+    region = Hits((Hit(0, str(pictures[1]), 0.5, box=(0.0, 0.0, 9.0, 9.0)),))
+    regions = write_page(tmp_path / "b.html", pictures[:1], [region], box=(0.0, 0.0, 9.0, 9.0)).read_text(encoding="utf-8")
+    assert "1 for the same picture" not in regions
+    assert "of a large box not every patch is compared, so the same picture may stay below 1" in regions
+
+
 def test_a_query_without_answers_says_so(pictures: list[Path], tmp_path: Path) -> None:
     text = write_page(tmp_path / "page.html", pictures[:2], [Hits(()), Hits((Hit(0, str(pictures[2]), 0.5),))]).read_text(encoding="utf-8")
     assert text.count("Nothing in the index matches.") == 1
@@ -45,4 +54,4 @@ def test_pictures_are_bounded(pictures: list[Path], tmp_path: Path, monkeypatch:
     hits = Hits(tuple(Hit(number, str(pictures[1]), 0.5) for number in range(2)))
     text = write_page(tmp_path / "page.html", pictures[:2], [hits, hits]).read_text(encoding="utf-8")
     assert text.count("data:image/jpeg") == 2 + 3
-    assert "1 more answers are not shown" in text
+    assert "1 more answer not shown" in text

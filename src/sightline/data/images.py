@@ -15,7 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    features,
+)
 from PIL.BmpImagePlugin import BmpImageFile
 
 from sightline.errors import DataError
@@ -67,17 +79,20 @@ _OPENERS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] 
     (b"II+\x00", TiffImagePlugin.TiffImageFile),
     (b"MM\x00+", TiffImagePlugin.TiffImageFile),
     *((b"P%d" % digit, PpmImagePlugin.PpmImageFile) for digit in range(1, 7)),
+    (b"\x00\x00\x00\x0cjP  \r\n\x87\n", Jpeg2KImagePlugin.Jpeg2KImageFile),
+    (b"\xff\x4f\xff\x51", Jpeg2KImagePlugin.Jpeg2KImageFile),
 )
 
 _FOREIGN = (
     # (where, bytes, what it is): kinds that people do have among their images, so that the reason helps.
-    (4, b"ftypavif", "AVIF"),
     (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
     (4, b"ftypmif1", "HEIC"),
+    (4, b"ftypmsf1", "HEIC"),
+    (4, b"ftypcrx ", "a camera's raw file (CR3)"),
     (4, b"ftyp", "a video"),
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (0, b"%PDF", "a PDF"),
     (0, b"8BPS", "a Photoshop file"),
     (0, b"PK\x03\x04", "a ZIP archive"),
@@ -201,7 +216,15 @@ def _check_webp(content: bytes, max_pixels: int) -> None:
 def _open(content: bytes) -> ImageFile.ImageFile:
     for magic, opener in _OPENERS:
         if content.startswith(magic):
+            if opener is Jpeg2KImagePlugin.Jpeg2KImageFile and not features.check("jpg_2000"):
+                raise BadImage(
+                    "unsupported format", "it is JPEG 2000, which the Pillow installed here cannot read; convert it to JPEG or PNG"
+                )
             return opener(io.BytesIO(content))
+    if _is_avif(content):
+        if not features.check("avif"):
+            raise BadImage("unsupported format", "it is AVIF, which the Pillow installed here cannot read; convert it to JPEG or PNG")
+        return AvifImagePlugin.AvifImageFile(io.BytesIO(content))
     for start, magic, what in _FOREIGN:
         if content.startswith(magic, start):
             raise BadImage("unsupported format", f"it is {what}; convert it to JPEG or PNG" if ":" not in what else f"it is {what}")
@@ -210,6 +233,14 @@ def _open(content: bytes) -> ImageFile.ImageFile:
     if content.lstrip()[:1] in (b"<", b"{"):
         raise BadImage("not an image", "it is text (a saved web page, SVG or JSON)")
     raise BadImage("not an image", "its first bytes are those of no known format")
+
+
+def _is_avif(content: bytes) -> bool:
+    """Return whether the brands of an ISO file name AVIF: the major one or, of a general one (mif1), those that it is compatible with."""
+    if content[4:8] != b"ftyp":
+        return False
+    brands = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
+    return any(brands[start : start + 4] in (b"avif", b"avis") for start in (0, *range(8, len(brands), 4)))
 
 
 def _orientation(image: Image.Image) -> int:

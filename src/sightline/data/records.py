@@ -30,9 +30,15 @@ DECODABLE_SUFFIXES = (
     ".pgm",
     ".pbm",
     ".pnm",
+    ".avif",
+    ".jp2",
+    ".j2k",
+    ".j2c",
+    ".jpx",
+    ".jpf",
 )
-IMAGE_SUFFIXES = frozenset((*DECODABLE_SUFFIXES, ".heic", ".heif", ".avif", ".jxl", ".jp2"))
-"""What is listed as an image. The last five cannot be decoded here: so each is counted and named, not passed over in silence."""
+IMAGE_SUFFIXES = frozenset((*DECODABLE_SUFFIXES, ".heic", ".heif", ".jxl"))
+"""What is listed as an image. The last three cannot be decoded here: so each is counted and named, not passed over in silence."""
 
 SPLIT_NAMES = {name: name for name in ("train", "val", "test", "query", "gallery")} | {"valid": "val", "validation": "val"}
 OnBad = Callable[[Path, str], None]

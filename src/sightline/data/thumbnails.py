@@ -41,10 +41,17 @@ def boxed_thumbnail(path: Path, box: Box) -> Image.Image | None:
     except BadImage:
         return None
     scale = THUMBNAIL_PX / max(own_size(content, image))
-    shown = ImageOps.contain(image, (THUMBNAIL_PX, THUMBNAIL_PX))
+    shown = contained(image, (THUMBNAIL_PX, THUMBNAIL_PX))
     left, top, right, bottom = (side * scale for side in box)
     outline(shown, (left, top, right, bottom))
     return ImageOps.pad(shown, (THUMBNAIL_PX, THUMBNAIL_PX), color="#808080")
+
+
+def contained(image: Image.Image, size_px: tuple[int, int]) -> Image.Image:
+    """Return the image, its aspect kept, as large as fits into (width, height); of a thread-like picture one pixel is left."""
+    scale = min(side / own for side, own in zip(size_px, image.size, strict=True))
+    width, height = (max(1, round(own * scale)) for own in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def outline(image: Image.Image, box: Box, colour: str = "#ffd400", *, width_px: int = 3) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from sightline.contracts import IntArray
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
+from sightline.errors import counted
 from sightline.evaluate.accuracy import Accuracy, Guesses
 from sightline.evaluate.run import Confusion, confusions
 from sightline.html import INK, SERIES, Bar, Cell, Named, Number, Page, Picture, Plot, plot_axes
@@ -39,14 +40,18 @@ def write_accuracy_report(
         SightlineError: the file cannot be written.
     """
     accuracy = Accuracy.of(guesses)
-    page = Page("Accuracy report", f"{accuracy.num_images:,} images, a classifier of {accuracy.num_classes:,} classes", facts)
+    page = Page(
+        "Accuracy report",
+        f"{counted(accuracy.num_images, 'image')}, a classifier of {counted(accuracy.num_classes, 'class', 'classes')}",
+        facts,
+    )
     view = _View(guesses, records, thumbnail)
     _add_numbers(page, accuracy, guesses)
     _add_classes(page, guesses)
     _add_confusions(page, view)
     _add_images(page, view)
     if bad_files:
-        page.section("Unreadable files", f"{len(bad_files):,} files took no part.")
+        page.section("Unreadable files", f"{counted(len(bad_files), 'file')} took no part.")
         page.details(f"Show {min(len(bad_files), NUM_NAMED):,} of {len(bad_files):,}", bad_files[:NUM_NAMED])
     page.section("Method", "How it was measured.")
     page.text("Each image is resized, cropped in the centre and given to the model once; its guess is the class with the largest logit.")

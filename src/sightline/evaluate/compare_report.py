@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.errors import counted
 from sightline.evaluate.sweep_report import Spread, spread
 from sightline.html import INK, SERIES, Page, Plot, plot_axes
 
@@ -207,7 +208,9 @@ def write_page(path: Path, runs: Sequence[Run], metrics: Sequence[str], *, left_
     Raises:
         SightlineError: the file cannot be written.
     """
-    page = Page(f"{len(runs)} runs compared", "By what they cost and by what they learnt from; mean and sample deviation over the seeds.")
+    page = Page(
+        f"{counted(len(runs), 'run')} compared", "By what they cost and by what they learnt from; mean and sample deviation over the seeds."
+    )
     for metric in metrics:
         found = points(runs, metric)
         page.section(metric)
@@ -234,7 +237,7 @@ def write_page(path: Path, runs: Sequence[Run], metrics: Sequence[str], *, left_
         "steps, and include what the weights had cost that it started from. Device-hours are the run's own, by the clock."
     )
     if left_out:
-        page.details(f"{len(left_out)} runs left out", left_out)
+        page.details(f"{counted(len(left_out), 'run')} left out", left_out)
     if command:
         page.text("Made by:").code(command)
     page.write(path)

@@ -37,7 +37,7 @@ def precision_curve(ranks: PositiveRanks) -> Figure:
     figure, axes = plot_axes("recall (share of a query's positives found)", "precision")
     axes.plot(levels, precision_at_recall(ranks, levels), color=SERIES[0])
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     _percent(axes)
     return figure
 
@@ -47,7 +47,7 @@ def class_histogram(per_class: DoubleArray) -> Figure:
     figure, axes = plot_axes("mean average precision of a class", "classes")
     axes.hist(per_class, bins=[float(edge) for edge in np.linspace(0, 1, 21)], color=SERIES[0], rwidth=0.92)
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     axes.grid(visible=False, axis="x")
     return figure
 
@@ -66,7 +66,7 @@ def separation_histogram(found: Separation) -> Figure:
         share = np.histogram(values, edges)[0] / max(1, len(values))
         axes.stairs(share, edges, fill=True, alpha=0.3, color=colour)
         axes.stairs(share, edges, label=name, color=colour, linestyle=line, linewidth=1.8)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, labelcolor=INK)
     axes.margins(x=0)
     return figure
@@ -74,4 +74,4 @@ def separation_histogram(found: Separation) -> Figure:
 
 def _percent(axes: Axes) -> None:
     axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")

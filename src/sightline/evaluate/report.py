@@ -12,6 +12,7 @@ from PIL import Image
 from sightline.contracts import Descriptors, IntArray, Ranking
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
+from sightline.errors import counted
 from sightline.evaluate import figures
 from sightline.evaluate.measured import NUM_KEPT, Measured
 from sightline.evaluate.metrics import average_precision, first_rank, trapezoid_average_precision
@@ -72,9 +73,7 @@ def write_report(
         SightlineError: the file cannot be written.
     """
     view = _View(trial, measured, thumbnail, device)
-    summary = (
-        f"{measured.protocol}: {measured.num_queries:,} queries, {measured.num_gallery:,} to search, {measured.num_groups:,} {view.groups}"
-    )
+    summary = f"{measured.protocol}: {counted(measured.num_queries, 'query', 'queries')}, {measured.num_gallery:,} to search, {measured.num_groups:,} {view.groups}"
     page = Page(title, summary, facts)
     _add_numbers(page, measured, view.groups)
     _add_curves(page, view)
@@ -84,7 +83,7 @@ def write_report(
     if train is not None:
         _add_duplicates(page, view, train, duplicate_threshold)
     if bad_files:
-        page.section("Unreadable files", f"{len(bad_files):,} files took no part, neither as query nor as answer.")
+        page.section("Unreadable files", f"{counted(len(bad_files), 'file')} took no part, neither as query nor as answer.")
         page.details(f"Show {min(len(bad_files), NUM_NAMED):,} of {len(bad_files):,}", bad_files[:NUM_NAMED])
     _add_method(page, view, command)
     return page.write(path)

@@ -74,7 +74,7 @@ def energy_curves(shares: Mapping[str, Float64Array]) -> Figure:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlim(1, max(2, *(len(share) for share in shares.values())))
     axes.set_ylim(0, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     _legend_above(axes)
     return figure
 
@@ -85,7 +85,7 @@ def similarity_histogram(edges: Float64Array, kinds: Mapping[str, Float64Array])
     for (name, share), colour in zip(kinds.items(), SERIES[2:0:-1], strict=False):
         axes.stairs(share, edges, fill=True, alpha=0.3, color=colour)
         axes.stairs(share, edges, label=name, color=colour, linewidth=1.8)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False, labelcolor=INK)
     axes.margins(x=0)
     return figure

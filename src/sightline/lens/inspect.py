@@ -15,7 +15,7 @@ from PIL import Image
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
-from sightline.errors import explain_os_error
+from sightline.errors import counted, explain_os_error
 from sightline.html import Number, Page, Picture, Plot
 from sightline.lens import draw, embedding
 from sightline.lens.network import FILES, Sheets, add_network
@@ -70,7 +70,7 @@ def inspect(
     num_mistakable, hard_negatives = _add_hard_negatives(page, view)
     num_duplicates, duplicates = _add_duplicates(page, view)
     if bad_files:
-        page.section("Unreadable files", f"{len(bad_files):,} files took no part.")
+        page.section("Unreadable files", f"{counted(len(bad_files), 'file')} took no part.")
         page.details(f"Show {min(len(bad_files), NUM_NAMED):,} of {len(bad_files):,}", bad_files[:NUM_NAMED])
     _add_method(page, view, command)
     numbers = {
@@ -132,7 +132,7 @@ def _write_sheets(out: Path, sheets: Sheets) -> None:
 
 def _header(views: Sequence[View]) -> list[tuple[str, str]]:
     view, facts = views[0], views[0].facts
-    classes = f" of {view.records.num_classes:,} classes" if view.labels is not None else ""
+    classes = f" of {counted(view.records.num_classes, 'class', 'classes')}" if view.labels is not None else ""
     beside = [("Beside it", ", ".join(other.facts["name"] for other in views[1:]))] if len(views) > 1 else []
     return [
         ("Backbone", f"{facts['backbone']}, {facts['pooling']} pooling"),
@@ -140,7 +140,7 @@ def _header(views: Sequence[View]) -> list[tuple[str, str]]:
         ("Descriptor", f"{facts['width']} numbers"),
         ("Image", f"{facts['image_px']} x {facts['image_px']} px"),
         ("Fingerprint", facts["fingerprint"] or "not saved yet"),
-        ("Looked at", f"{len(view.vectors):,} images{classes}"),
+        ("Looked at", f"{counted(len(view.vectors), 'image')}{classes}"),
         *beside,
     ]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from sightline.contracts import Box, PatchFeatures
-from sightline.data.thumbnails import outline
+from sightline.data.thumbnails import contained, outline
 from sightline.lens.correspondences import Matches, box_of_place
 from sightline.lens.draw import class_colours
 
@@ -14,7 +14,7 @@ HEIGHT_PX, MOST_WIDTH_PX, GAP_PX = 480, 720, 24
 
 def fitted(image: Image.Image) -> Image.Image:
     """Return the image, its aspect kept, as large as a picture of a pair is."""
-    return ImageOps.contain(image.convert("RGB"), (MOST_WIDTH_PX, HEIGHT_PX), Image.Resampling.LANCZOS)
+    return contained(image.convert("RGB"), (MOST_WIDTH_PX, HEIGHT_PX))
 
 
 def side_by_side(one: Image.Image, other: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sightline.contracts import Box, Hit, Hits
 from sightline.data.thumbnails import boxed_thumbnail, file_thumbnail
+from sightline.errors import counted
 from sightline.html import Page, Picture
 
 MAX_PICTURES = 2_000
@@ -30,8 +31,7 @@ def write_page(
     num_answers = sum(len(hits) for hits in answers)
     page = Page(
         f"What looks like {queries[0].name}?" if len(queries) == 1 else f"Answers to {len(queries):,} pictures",
-        f"{num_answers:,} answers, {f'in the order of {reranked_by}' if reranked_by else 'closest first'}; "
-        "similarity is a cosine, 1 for the same picture",
+        f"{counted(num_answers, 'answer')}, {f'in the order of {reranked_by}' if reranked_by else 'closest first'}; {_similarity(answers)}",
     )
     num_shown = 0
     for query, hits in zip(queries, answers, strict=True):
@@ -42,12 +42,18 @@ def write_page(
         if not hits:
             page.text("Nothing in the index matches.")
         elif len(shown) < len(hits):
-            page.text(f"{len(hits) - len(shown):,} more answers are not shown: the page holds {MAX_PICTURES:,}.", quiet=True)
+            page.text(f"{counted(len(hits) - len(shown), 'more answer')} not shown: the page holds {MAX_PICTURES:,}.", quiet=True)
         else:
             page.details("Paths", [f"{hit.similarity:.4f}  {hit.path}{_spoken_box(hit.box)}" for hit in hits])
     if command:
         page.section("Method").text("Made by:").code(command)
     return page.write(path)
+
+
+def _similarity(answers: Sequence[Hits]) -> str:
+    if not any(hit.box is not None for hits in answers for hit in hits):
+        return "similarity is a cosine, 1 for the same picture"
+    return "similarity is the mean cosine of patches; of a large box not every patch is compared, so the same picture may stay below 1"
 
 
 def _thumbnail(path: Path, box: Box | None) -> Image.Image | None:

@@ -35,15 +35,18 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, metrics: Sequence
     """Compare the runs in ``folders`` and write ``index.html`` and ``comparison.json`` into ``out``.
 
     A run's metrics are those of ``result.json`` (a sweep's) and of every ``metrics.json`` in a folder of the run (``--report RUN/NAME``).
-    Without ``metrics``, the first that most runs have is taken. A folder that is no run, or was measured by none of them, is left out.
+    Without ``metrics``, the first that most runs have is taken. A folder that is no run (a reduced model, say), cannot be read or was
+    measured by none of them is left out and named.
 
     Raises:
         UsageError: no run is left, or none was measured by a metric asked for.
-        DataError: a run's files cannot be read.
     """
     found, left_out = [], []
     for folder in map(Path, folders):
-        run = read_run(folder)
+        try:
+            run = read_run(folder)
+        except DataError as error:  # of many folders one is damaged: the others can be compared all the same
+            run = str(error)
         if isinstance(run, Run):
             found.append(run)
         else:
@@ -75,6 +78,8 @@ def read_run(folder: Path) -> Run | str:
     """
     if not (folder / "run.json").is_file():
         return "no run is here"
+    if not (folder / "recipe.json").is_file():
+        return "it was not trained here but made from another model (sightline reduce), whose run tells its compute"
     facts, recipe = _read(folder / "run.json"), _read(folder / "recipe.json")
     if "compute" not in facts:
         return "it has no record of its compute: it is not done, or was made before Sightline kept one"

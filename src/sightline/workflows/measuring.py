@@ -16,7 +16,7 @@ from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
 from sightline.data.judged import read_benchmark, with_distractors
 from sightline.data.records import Records
-from sightline.errors import DataError, UsageError, explain_os_error, nearest
+from sightline.errors import DataError, UsageError, counted, explain_os_error, nearest
 from sightline.evaluate.measured import Measured, measure
 from sightline.evaluate.protocols import add_distractors, choose_protocol
 from sightline.evaluate.report import Collection, write_report
@@ -54,8 +54,8 @@ class Evaluation:
     def to_text(self) -> str:
         """Return the numbers as lines to read, with their 95 % intervals."""
         found = self.measured
-        size = f"{found.num_queries:,} queries in {found.num_gallery:,} images"
-        size += f" of {found.num_groups:,} classes" if found.by_labels else ""
+        size = f"{counted(found.num_queries, 'query', 'queries')} in {counted(found.num_gallery, 'image')}"
+        size += f" of {counted(found.num_groups, 'class', 'classes')}" if found.by_labels else ""
         reranked = f", {self.rerank} over the {found.rerank_top:,} closest" if found.rerank_top is not None else ""
         lines = [f"{self.model} on {self.data}: {self.part}, {found.protocol}, {size}{reranked}"]
         width = max(12, *map(len, found.metrics))
