@@ -2,6 +2,7 @@
 
     python studies/manifests.py sop-lists grocery/ metric_train.txt metric_test.txt     # lists in the format of SOP's Ebay_*.txt
     python studies/manifests.py alphabets omniglot/ --train 3                           # ALPHABET/CHARACTER/*.png, split by alphabet
+    python studies/manifests.py classes CUB_200_2011/images                             # CLASS/*.jpg, the first half of the classes by name for training
     python studies/manifests.py places vpr/ sped_test gardens_point                     # query/reference pairs of places, as gt.csv lists them
 
 Each prints the manifest's path. Classes of the training and the test split are disjoint.
@@ -34,6 +35,14 @@ def alphabets(root: Path, num_train: int) -> tuple[Path, list[Row]]:
     return root / "alphabets.csv", [(str(file), str(file.parent), split_of[file.parts[0]]) for file in files]
 
 
+def classes(root: Path) -> tuple[Path, list[Row]]:
+    """Return rows (path, label, split) where a label is a folder; the first half of them by name is for training, as in CUB-200-2011's protocol."""
+    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    split_of = {name: "train" if 2 * place < len(names) else "test" for place, name in enumerate(names)}
+    files = [file.relative_to(root) for name in names for file in sorted((root / name).glob("*.jpg"))]
+    return root / "classes.csv", [(str(file), file.parts[0], split_of[file.parts[0]]) for file in files]
+
+
 def places(root: Path, names: list[str]) -> tuple[Path, list[Row]]:
     """Return rows (path, cluster, split, positive): a pair of ``gt.csv`` is a cluster and each the other's positive; the last fifth of each folder tests.
 
@@ -59,6 +68,8 @@ def main() -> None:
     letters = kinds.add_parser("alphabets")
     letters.add_argument("root", type=Path)
     letters.add_argument("--train", type=int, default=3, help="alphabets to train on")
+    folders = kinds.add_parser("classes")
+    folders.add_argument("root", type=Path)
     pairs = kinds.add_parser("places")
     pairs.add_argument("root", type=Path)
     pairs.add_argument("names", nargs="+", help="folders of the root with query/, reference/ and gt.csv")
@@ -67,6 +78,8 @@ def main() -> None:
         target, rows = sop_lists(asked.root, asked.train, asked.test)
     elif asked.kind == "alphabets":
         target, rows = alphabets(asked.root, asked.train)
+    elif asked.kind == "classes":
+        target, rows = classes(asked.root)
     else:
         target, rows = places(asked.root, asked.names)
     with target.open("w", newline="", encoding="utf-8") as stream:

@@ -45,6 +45,7 @@ RECIPES = {
 
 SWEEPS = {
     "irt/ladder": "sightline.methods.irt:ladder",
+    "irt/start": "sightline.methods.irt:start",
     "irt/objectives": "sightline.methods.irt:objectives",
     "irt/pooling": "sightline.methods.irt:poolings",
     "irt/margin-koleo": "sightline.methods.irt:margin_koleo",

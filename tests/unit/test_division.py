@@ -22,9 +22,11 @@ def labelled(*labels: int) -> Records:
 def test_too_few_classes_or_images_are_told_with_what_to_do() -> None:
     with pytest.raises(DataError, match=r"has 1 class \('class 0'\), 2 are needed"):
         require_classes(labelled(0, 0))
-    with pytest.raises(DataError, match=r"1 of 2 classes have fewer than 2 images \('class 1' has 1\).* lower images_per_class to 1"):
+    with pytest.raises(DataError, match=r"1 of 2 classes have fewer than 3 images \('class 1' has 2\).* lower images_per_class to 2"):
+        require_per_class(labelled(0, 0, 0, 1, 1), 3)
+    require_per_class(labelled(0, 0, 0, 1, 1), 2)  # the remedy that it names
+    with pytest.raises(DataError, match=r"\('class 1' has 1\): add images or leave those classes out$"):  # one of a class makes no pair
         require_per_class(labelled(0, 0, 1), 2)
-    require_per_class(labelled(0, 0, 1, 1), 2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline import catalog
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
 from sightline.methods import irt
@@ -332,6 +333,30 @@ def test_the_memory_and_its_pointer_are_saved() -> None:
     other = _method()
     other.load_state_dict(state)
     assert int(other.memory_next) == 4
+
+
+def test_a_batch_has_pairs_of_either_kind() -> None:
+    """Refused is what would train in silence on half a loss; what the refusals advise can be set."""
+    for objective in ("contrastive", "normalised_softmax", "snca"):
+        for batch in ({"images_per_class": 1}, {"classes_per_batch": 1}):
+            data = DataSpec(**batch)  # type: ignore[arg-type]
+            if objective == "contrastive":
+                with pytest.raises(RecipeError, match=f"{next(iter(batch))}=1 gives the contrastive loss no two .* take 2 or more"):
+                    IRTRecipe(objective="contrastive", memory=0.0, data=data)
+                IRTRecipe(objective="contrastive", memory=1.0, data=data)  # which has the other images
+            else:
+                IRTRecipe(objective=objective, memory=0.0, data=data)  # type: ignore[arg-type]
+    IRTRecipe(memory=0.0, data=DataSpec(images_per_class=2, classes_per_batch=2))
+    IRTRecipe(memory=0.0, data=DataSpec(images_per_class=1, tuples_per_batch=2))
+
+
+def test_your_own_photographs_are_learnt_as_the_studies_found_best() -> None:
+    """docs/results.md, "From pretrained weights" and "The ladder O / L / R from scratch": whoever changes these changes the studies."""
+    own, small, tuples = (catalog.find("recipes", f"irt/{name}")() for name in ("folder", "small", "tuples"))
+    assert (own.reduction, own.koleo_weight, own.memory_start, own.model.frozen) == ("mean_nonzero", 0, 200, ("batch_norm",))
+    assert (own.train.lr, own.train.warmup_steps, own.train.schedule, own.data.validation) == (3e-5, 100, "cosine", 0.1)
+    assert (small.reduction, small.koleo_weight, small.memory, small.model.frozen, small.train.lr) == ("mean_nonzero", 0, 0, (), 3e-4)
+    assert (tuples.koleo_weight, tuples.margin, tuples.data.pool_size) == (0.3, 0.85, 100)
 
 
 def test_ladder_switches() -> None:

@@ -86,6 +86,8 @@ def test_every_named_sweep_can_be_run_on_recipes_of_its_method(name: str) -> Non
 
 def test_the_papers_tables() -> None:
     assert [variant.label for variant in sweeping.named_sweep("irt/ladder").variants] == ["IRT_O", "IRT_L", "IRT_R"]
+    last = sweeping.named_sweep("irt/start").variants[-1]
+    assert override(catalog.find("recipes", "irt/folder")(), last.settings) == catalog.find("recipes", "irt/folder")()
     assert len(sweeping.named_sweep("irt/margin-koleo").variants) == 25
     assert len(sweeping.named_sweep("irt/tuples-koleo").variants) == 6
     assert list(axes(sweeping.named_sweep("irt/objectives").variants)) == ["objective"]

@@ -30,10 +30,10 @@ def require_per_class(records: Records, num_per_class: int) -> None:
     counts = records.class_counts()
     few = np.flatnonzero((counts > 0) & (counts < num_per_class))
     if len(few):
-        example = f"'{records.class_names[few[0]]}' has {counts[few[0]]}"
+        example, least = f"'{records.class_names[few[0]]}' has {counts[few[0]]}", int(counts[few].min())
         raise DataError(
             f"{len(few):,} of {records.num_classes:,} classes have fewer than {num_per_class} images ({example}): "
-            f"add images, leave those classes out, or lower images_per_class to {int(counts[few].min())}"
+            f"add images{f', leave those classes out, or lower images_per_class to {least}' if least > 1 else ' or leave those classes out'}"
         )
 
 

@@ -113,7 +113,7 @@ def swin_imagenet() -> MobyRecipe:
         name="moby/swin-imagenet",
         model=ModelSpec(backbone="swin_tiny_patch4_window7_224", weights="random", pooling="mean", drop_path=0.2),
         image=ImageSpec(),  # ImageNet's mean and deviation, as the authors' code has them
-        data=DataSpec(images_per_batch=512),
+        data=DataSpec(images_per_batch=512, validation=0.0),  # all images are learnt from
         train=TrainSpec(
             steps=750_600,
             lr=1e-3,  # for 512 images

@@ -122,7 +122,7 @@ def imagenet() -> SelfPatchRecipe:
             drop_path=0.1,
         ),
         image=ImageSpec(),  # ImageNet's mean and deviation, which the authors of DINO and SelfPatch take whatever the backbone
-        data=DataSpec(images_per_batch=1_024),
+        data=DataSpec(images_per_batch=1_024, validation=0.0),  # all images are learnt from
         train=TrainSpec(
             steps=375_300,
             lr=2e-3,  # 5e-4 for 256 images
@@ -147,7 +147,7 @@ def coco() -> SelfPatchRecipe:
         name="selfpatch/coco",
         freeze_last_steps=462,
         model=replace(base.model, backbone="vit_tiny_patch16_224"),
-        data=DataSpec(images_per_batch=256),
+        data=DataSpec(images_per_batch=256, validation=0.0),
         train=replace(base.train, steps=92_400, lr=5e-4, final_lr=2e-3, warmup_steps=4_620, save_every=462, validate_every=2_310),
     )
 
@@ -162,7 +162,7 @@ def dino_imagenet() -> SelfPatchRecipe:
         crops=CropSpec(),
         freeze_last_steps=2_502,
         model=replace(base.model, backbone_args=(), pooling="cls"),
-        data=DataSpec(images_per_batch=512),
+        data=DataSpec(images_per_batch=512, validation=0.0),
         train=replace(base.train, steps=250_200, lr=1e-3, final_lr=1e-3, warmup_steps=25_020, save_every=2_502),
     )
 
