@@ -40,6 +40,19 @@ def ranks() -> Ranks:
     return Ranks(int(environ.get("RANK", 0)), int(environ.get("LOCAL_RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
 
 
+_MODELS: dict[str, str] = {}
+
+
+def note_model(fingerprint: str, source: str) -> None:
+    """Note where the model of a fingerprint was loaded from in this process."""
+    _MODELS[fingerprint] = source
+
+
+def model_source(fingerprint: str) -> str:
+    """Return where the model of a fingerprint was loaded from in this process; empty where it was not."""
+    return _MODELS.get(fingerprint, "")
+
+
 def num_cpus() -> int:
     """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -19,6 +19,7 @@ from sightline.contracts import Ranking
 from sightline.errors import IndexStoreError, UsageError
 from sightline.index.base import HEADER, Index, Item
 from sightline.index.filters import And, Compare, Filter, In, Not, Or, parse
+from sightline.index.items import Brought, Source
 from sightline.index.writer import Limits
 
 DIM = 16
@@ -193,7 +194,9 @@ def test_items_come_back_as_they_were_given(filled: Any) -> None:
     assert vectors.tobytes() == np.stack([some[id] for id in sorted(some)]).tobytes()
     assert index.vectors([])[1].shape == (0, DIM)
     path, (_, item, _) = next(iter(model.items.items()))
-    assert index.known()[path] == (item.size_bytes, item.mtime_ns, None)
+    known = index.known()[path, None]
+    assert (known.size_bytes, known.mtime_ns, known.content_sha256, known.digest) == (item.size_bytes, item.mtime_ns, None, item.digest)
+    assert model.items[path][0] == known.id
     assert len(index.known()) == index.count() == len(model.items)
 
 
@@ -251,6 +254,65 @@ def test_of_items_with_one_path_the_last_counts(make: Make, tmp_path: Path) -> N
         assert index.count() == 2
         assert index.vector(int(ids[0])).tobytes() == vectors[2].tobytes()
         assert index.upsert([], np.empty((0, DIM), np.float32)).tolist() == []
+
+
+def test_boxes_of_a_picture_are_items_and_go_together_by_path(make: Make, tmp_path: Path) -> None:
+    vectors = pictures(4)[1]
+    boxes = [None, (0, 0, 4, 4), (0.5, 0, 4, 4), (0.0, -0.0, 4.0, 4.0)]
+    with make(tmp_path / "index") as index:
+        ids = index.upsert([Item("a.jpg", {"n": n}, box=box) for n, box in enumerate(boxes)], vectors)
+        assert ids[1] == ids[3]
+        assert len(set(ids.tolist())) == 3
+        assert set(index.known()) == {("a.jpg", None), ("a.jpg", (0, 0, 4, 4)), ("a.jpg", (0.5, 0, 4, 4))}
+        index.seal()
+        (hits,) = index.hits(index.search(vectors[2:3], 1))
+        assert (hits[0].id, hits[0].box, hits[0].metadata) == (ids[2], (0.5, 0, 4, 4), {"n": 2})
+        assert index.get(int(ids[1])) == Item("a.jpg", {"n": 3}, box=(0, 0, 4, 4))
+        assert index.remove(paths=["a.jpg"]) == 3
+    for wrong in ((0, 0, 0, 4), (0, 0, 4), (0, 0, float("nan"), 4), (5, 0, 4, 4)):
+        with pytest.raises(IndexStoreError, match="cannot have the box"):
+            Item("a.jpg", box=wrong)  # type: ignore[arg-type]
+
+
+def test_an_update_changes_all_but_the_vector(make: Make, tmp_path: Path) -> None:
+    vectors = pictures(3)[1]
+    with make(tmp_path / "index") as index:
+        ids = index.upsert([Item("a", {"x": 1}), Item("b", {"x": 2}), Item("c")], vectors)
+        index.seal()
+        with Index.open(tmp_path / "index", read_only=True) as reader:
+            assert reader.count("x = 1") == 1
+            index.update([int(ids[0])], [Item("d", {"x": 5, "y": "z"}, 7, 8, "hash", (0, 0, 1, 1))])
+            assert reader.count("x = 1") == 0
+            assert reader.search(vectors[:1], 1, where="x = 5").rows.tolist() == [[ids[0]]]
+        assert index.get(int(ids[0])) == Item("d", {"x": 5, "y": "z"}, 7, 8, "hash", (0, 0, 1, 1))
+        assert index.vector(int(ids[0])).tobytes() == vectors[0].tobytes()
+        for which, item, told in ((ids[0], Item("b"), "another item has"), (99, Item("e"), "no item 99")):
+            with pytest.raises(IndexStoreError, match=told):
+                index.update([int(which)], [item])
+        assert index.count("x = 5") == 1
+        assert index.verify() == []
+
+
+def test_sources_tell_who_brought_what(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path / "index") as index:
+        one, two, three = index.upsert([Item("a"), Item("b"), Item("c")], pictures(3)[1]).tolist()
+        assert index.sources() == []
+        index.claim("/photos", "/photos", {one: Brought("a"), two: Brought("x/b", own_device=False)})
+        index.claim("/m.csv", "/", {two: Brought("b")})
+        index.claim("/photos", "/other", {one: Brought("y/a")})
+        assert index.sources() == [
+            Source("/photos", "/other", {one: Brought("y/a"), two: Brought("x/b", own_device=False)}),
+            Source("/m.csv", "/", {two: Brought("b")}),
+        ]
+        assert index.ids('path in ["y/a", "c"]').tolist() == [one, three]
+        assert index.ids('path below "x"').tolist() == [two]
+        index.disclaim([two], "/photos")
+        index.remove(ids=[one])
+        assert index.sources() == [Source("/photos", "/other", {}), Source("/m.csv", "/", {two: Brought("b")})]
+        index.disclaim([two])
+        assert index.sources() == []
+    with Index.open(tmp_path / "index", read_only=True) as index, pytest.raises(IndexStoreError, match="reading only"):
+        index.claim("/photos", "/", {two: Brought("b")})
 
 
 def test_equal_similarities_put_the_lower_id_first(make: Make, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_more_than_half_goes_only_with_yes_or_a_person_who_agrees(store: Path) -
     for ask in (None, no):
         with pytest.raises(UsageError, match=r"5 of 8 items, more than half, so nothing was removed: add --yes"):
             searching.index(store, remove="label in [2, 3]", ask=ask)
-    assert asked == ["5 of 8 items match, more than half: remove them?"]
+    assert asked == ["--remove takes out 5 of 8 items, more than half: shall it?"]
     assert left(store) == 8
     assert searching.index(store, remove="label in [1, 3]", ask=no)[0]["removed"] == 4  # a half is not more than half
     assert searching.index(store, remove="label in [2]", yes=True)[0]["removed"] == 3

@@ -51,7 +51,7 @@ def index(
         ),
     ] = 0,
     remove: Annotated[str, typer.Option(help="take out what matches, such as 'label = \"cup\"' or 'path = \"a.jpg\"'")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="with --remove: also where more than half of the items match")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="with --remove and --prune: also more than half of the items")] = False,
     info: Annotated[bool, typer.Option("--info", help="rows, bytes, engine and measured recall")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="check every file and vector")] = False,
     compact: Annotated[bool, typer.Option("--compact", help="merge segments and give space back")] = False,
@@ -59,6 +59,9 @@ def index(
         bool, typer.Option("--repair", help="forget images whose vectors are damaged; the next --images embeds them again")
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="keep items whose files are gone")] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="take out all that is no longer where it came from: links, shares and folders that are away too")
+    ] = False,
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
@@ -85,6 +88,7 @@ def index(
             compact=compact,
             repair=repair,
             keep=keep,
+            prune=prune,
             device=device,
             precision=precision,
         )

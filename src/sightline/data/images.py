@@ -292,6 +292,20 @@ def _explain(error: Exception) -> BadImage:
 # --- bad files --------------------------------------------------------------------------------------------------------------------
 
 
+def still_bad(path: Path, reason: str) -> str:
+    """Return why a file (or a folder that could not be listed) is bad now; empty where it is not any more.
+
+    A box outside its image is a fault of the manifest, which is not at hand: that ``reason`` stays while the file is there.
+    """
+    if path.is_dir():
+        return "" if os.access(path, os.R_OK | os.X_OK) else reason
+    try:
+        decode(path)
+    except BadImage as error:
+        return "" if error.kind == "missing" and not path.is_symlink() else str(error)
+    return reason if reason.startswith("box outside") else ""
+
+
 class BadFiles:
     """The files that could not be read, each once, with the reason. Safe to share among threads."""
 

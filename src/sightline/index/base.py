@@ -4,63 +4,29 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from sightline import catalog
+from sightline import catalog, runtime
 from sightline.contracts import UNIT_LENGTH_TOLERANCE, FloatArray, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, explain_os_error
-from sightline.index.filters import Filter, Value
+from sightline.index.filters import Filter
+from sightline.index.items import Brought, Key, Known, Source
+from sightline.index.items import Item as Item
 
 HEADER = "index.json"
-FORMAT = 1
+FORMAT = 2
 """The version of what is on disk; another one is refused, never guessed at."""
-
-Known = tuple[int | None, int | None, str | None]
-
-
-@dataclass(frozen=True)
-class Item:
-    """A picture in an index: its path (the natural key), free metadata, and what tells a changed file from an unchanged one."""
-
-    path: str
-    metadata: Mapping[str, Value] = field(default_factory=dict)
-    size_bytes: int | None = None
-    mtime_ns: int | None = None
-    content_sha256: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.path or not _is_text(self.path):
-            raise IndexStoreError(f"an item needs a path of readable text, not {self.path!r}: rename the file")
-        for key, value in self.metadata.items():
-            _check_fact(self.path, key, value)
-
-
-def _is_text(text: str) -> bool:
-    # Lone surrogates are how Python holds a file name that is not UTF-8; NUL ends a string inside SQLite.
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _check_fact(path: str, key: object, value: object) -> None:
-    if not isinstance(key, str) or not key or key in ("id", "path") or "`" in key or not _is_text(key):
-        raise IndexStoreError(
-            f"'{path}' cannot have metadata called {key!r}: use a text that is not empty, 'id' or 'path' and has no backquote"
-        )
-    readable = isinstance(value, str) and _is_text(value)
-    number = (isinstance(value, int) and -(2**63) <= value < 2**63) or (isinstance(value, float) and math.isfinite(value))
-    if value is not None and not readable and not number:
-        raise IndexStoreError(
-            f"'{path}' cannot have the metadata {key} = {value!r}: use text, a finite number of at most 64 bits, true, false or null"
-        )
+READ_FORMATS = (1, FORMAT)
+"""Versions that are read; opened for writing, an index of the first becomes one of the second (boxes, sources)."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +98,8 @@ class Index(ABC):
     ) -> Index:
         """Return a new, empty index open for writing; it appears at ``path`` whole or not at all.
 
-        ``fingerprint`` names the model whose vectors it will take, ``model`` says where that model was found;
+        ``fingerprint`` names the model whose vectors it will take, ``model`` says where that model was found (where it is left out, the
+        place that this process loaded it from);
         ``short_px`` is the size of the pictures whose patches it will take (engine ``patches``); ``options`` are the engine's own.
 
         Raises:
@@ -148,13 +115,14 @@ class Index(ABC):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise IndexStoreError(f"'{folder}' exists and is not an index: choose an empty or a new folder")
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        model = model or runtime.model_source(fingerprint)
         header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created, short_px=short_px)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             # Made beside its place and renamed into it: killed halfway, nothing at `path` looks like an index.
             draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
             draft.mkdir()
-            write_durably(draft / HEADER, json.dumps(_as_plain(header), indent=2).encode() + b"\n")
+            write_header(draft, header)
             kind.lay_out(draft, header)
             draft.rename(folder)
             sync_folder(folder.parent)
@@ -188,9 +156,9 @@ class Index(ABC):
 
     @abstractmethod
     def upsert(self, items: Sequence[Item], vectors: FloatArray) -> IntArray:
-        """Add ``items`` with their ``vectors`` ``[M, D]``, or replace those whose path is known, and return their ids ``[M]``.
+        """Add ``items`` with their ``vectors`` ``[M, D]``, or replace those whose path and box are known, and return their ids ``[M]``.
 
-        An item keeps its id for life and no id is given twice. Of items with the same path the last counts.
+        An item keeps its id for life and no id is given twice. Of items with the same path and box the last counts.
         On return the batch is durable; on an error none of it is there.
 
         Raises:
@@ -199,18 +167,38 @@ class Index(ABC):
         """
 
     @abstractmethod
+    def update(self, ids: Sequence[int], items: Sequence[Item]) -> None:
+        """Give the items with these ids another path, box, metadata and file facts; their vectors stay. Durable on return.
+
+        Raises:
+            IndexStoreError: there is no such id, another item has a path and box already, or the index is open for reading only.
+        """
+
+    @abstractmethod
     def remove(
         self, *, paths: Sequence[str] | None = None, ids: Sequence[int] | IntArray | None = None, where: str | Filter | None = None
     ) -> int:
-        """Take out the items with these paths, or ids, or that match a filter, and return how many there were; durable on return.
+        """Take out the items with these paths (all boxes of each), or ids, or that match a filter, and return how many there were; durable on return.
 
         Raises:
             UsageError: not exactly one of the three is given, or the filter cannot be read or compares what cannot be compared.
         """
 
     @abstractmethod
-    def known(self) -> dict[str, Known]:
-        """Return ``path -> (size_bytes, mtime_ns, content_sha256)`` of every item, for telling which files have changed."""
+    def known(self) -> dict[Key, Known]:
+        """Return what is known of every item by its path and box, for telling which have changed."""
+
+    @abstractmethod
+    def sources(self) -> list[Source]:
+        """Return which folders and manifests brought which items; an item may have several sources or, from Python, none."""
+
+    @abstractmethod
+    def claim(self, place: str, root: str, brought: Mapping[int, Brought]) -> None:
+        """Note that the source at ``place`` brought these items, by id, under names relative to ``root``. Durable on return."""
+
+    @abstractmethod
+    def disclaim(self, ids: Sequence[int], place: str | None = None) -> None:
+        """Forget that the source at ``place`` (None: any) brought these items. Durable on return."""
 
     @abstractmethod
     def get(self, id: int) -> Item:
@@ -330,9 +318,9 @@ def read_header(folder: Path) -> Header:
     except (OSError, ValueError) as error:
         raise IndexStoreError(f"'{folder / HEADER}' cannot be read ({error}): restore it from a copy, or index again") from error
     version = plain.get("format") if isinstance(plain, dict) else None
-    if version != FORMAT:
+    if version not in READ_FORMATS:
         raise IndexStoreError(
-            f"'{folder}' has index format {version}, this Sightline reads {FORMAT}: use the Sightline that made it, or index again"
+            f"'{folder}' has index format {version}, this Sightline reads {' and '.join(map(str, READ_FORMATS))}: use the Sightline that made it, or index again"
         )
     try:
         return Header(**plain)
@@ -363,6 +351,11 @@ def check_items(items: Sequence[Item]) -> None:
     for item in items:
         if not isinstance(item, Item):
             raise IndexStoreError(f"{item!r:.60} is no item: write sightline.Item(path=...), with metadata={{...}} for what to filter by")
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write the header of an index, durably."""
+    write_durably(folder / HEADER, json.dumps(_as_plain(header), indent=2).encode() + b"\n")
 
 
 def check_vectors(vectors: FloatArray, dim: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import posixpath
 import re
 from collections.abc import Callable, Sequence
 
@@ -32,37 +33,50 @@ def counterpart(value: Value) -> int | float | None:
     return None if value is None else int(value) if isinstance(value, bool) else value
 
 
+_NAMED = "(id IN (SELECT item FROM brought WHERE "
 _FACTS = "SELECT item FROM facts WHERE key = ? AND "
 # SQLite puts every number before every text, so a range needs a second bound to stay among its own kind. Texts that read as numbers
 # begin with a sign, a dot or a digit; the cast is a quick look that lets few of the others reach ``as_number`` (see ``Store``).
 NUMERIC_TEXT = "value >= '+' AND value < ':'"
 
 
-def to_sql(where: Filter, places: Places = lambda path: [path]) -> tuple[str, list[Value]]:
-    """Return a condition over ``items`` and the values to bind to its question marks; nothing a person wrote is in the text."""
+def to_sql(where: Filter, places: Places = lambda path: [path], *, named: bool = False) -> tuple[str, list[Value]]:
+    """Return a condition over ``items`` and the values to bind to its question marks; nothing a person wrote is in the text.
+
+    With ``named`` a path also stands for the items that a folder or manifest brought under that name.
+    """
     match where:
         case And(parts) | Or(parts):
             if not parts:
                 return ("1" if isinstance(where, And) else "0"), []
-            return _joined(" AND " if isinstance(where, And) else " OR ", [to_sql(part, places) for part in parts])
+            return _joined(" AND " if isinstance(where, And) else " OR ", [to_sql(part, places, named=named) for part in parts])
         case Not(part):
-            text, values = to_sql(part, places)
+            text, values = to_sql(part, places, named=named)
             return f"NOT {text}", values
         case Below(folder):
             ends = [place.rstrip("/") for place in places(folder)]
-            return _joined(" OR ", [("(path > ? AND path < ?)", [f"{end}/", f"{end}0"]) for end in ends])  # 0 comes after /
+            parts_of: list[tuple[str, list[Value]]] = [
+                ("(path > ? AND path < ?)", [f"{end}/", f"{end}0"]) for end in ends
+            ]  # 0 comes after /
+            if named:
+                name = posixpath.normpath(folder)
+                parts_of.append((f"{_NAMED}name > ? AND name < ?))", [f"{name}/", f"{name}0"]))
+            return _joined(" OR ", parts_of)
         case In("path", choices):
-            meant: list[Value] = [place for path in choices if isinstance(path, str) for place in places(path)]
-            return f"(path IN ({_marks(meant)}))", meant
+            paths = [path for path in choices if isinstance(path, str)]
+            meant = [place for path in paths for place in places(path)]
+            exact: tuple[str, list[Value]] = f"(path IN ({_marks(meant)}))", [*meant]
+            names = [posixpath.normpath(path) for path in paths]
+            return _joined(" OR ", [exact, (f"{_NAMED}name IN ({_marks(names)})))", [*names])]) if named else exact
         case In("id", choices):
             return f"(id IN ({_marks(choices)}))", list(choices)
         case In(key, choices):
             among = _equal(key, [choice for choice in choices if choice is not None])
             return among if None not in choices else _joined(" OR ", [among, to_sql(Compare(key, "=", None))])
         case Compare(key, "!=", value):
-            return to_sql(Not(Compare(key, "=", value)), places)
+            return to_sql(Not(Compare(key, "=", value)), places, named=named)
         case Compare("path", "=", value):
-            return to_sql(In("path", (value,)), places)
+            return to_sql(In("path", (value,)), places, named=named)
         case Compare(key, operator, value) if key in BUILT_IN:
             return f"({key} {operator} ?)", [value]
         case Compare(key, "=", None):

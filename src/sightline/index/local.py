@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, UsageError
-from sightline.index import ann, filters, plan, writer
+from sightline.index import ann, filters, plan, sources, writer
 from sightline.index import snapshot as snapshots
-from sightline.index.base import Absent, Header, Index, IndexInfo, Item, Known, SegmentInfo, as_vectors, check_items, sync_folder
+from sightline.index.base import FORMAT, Absent, Header, Index, IndexInfo, as_vectors, check_items, sync_folder, write_header
 from sightline.index.filters import Filter
+from sightline.index.items import Brought, Item, Key, Known, Source, settled
 from sightline.index.matching import absent, matching, why_none
-from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, open_segment, problems
+from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, describe, open_segment, problems
 from sightline.index.snapshot import Snapshot
 from sightline.index.store import SegmentRow, Store, create, explained
 from sightline.index.writer import Limits, WriterLock
@@ -50,6 +52,10 @@ class LocalIndex(Index):
         with ExitStack() as stack:
             if not read_only:
                 stack.enter_context(closing(WriterLock(folder)))
+                if header.format != FORMAT:  # before the tables are: a Sightline of before must not write into new ones
+                    self.header = replace(header, format=FORMAT)
+                    with explained("bringing an index of before up to date"):
+                        write_header(folder, self.header)
                 self._store = stack.enter_context(closing(self.STORE(folder, read_only=False)))
                 writer.sweep_litter(self._store, folder)
             self._reader = stack.enter_context(closing(self.STORE(folder, read_only=True)))
@@ -78,7 +84,8 @@ class LocalIndex(Index):
         vectors = as_vectors(vectors, self.header.dim)
         if len(items) != len(vectors):
             raise IndexStoreError(f"{len(items)} items came with {len(vectors)} vectors: each item needs one")
-        last = {item.path: place for place, item in enumerate(items)}
+        items = [settled(item) for item in items]
+        last = {item.key: place for place, item in enumerate(items)}
         places = list(last.values())
         with self._writing:
             store, segments = self._writable(), self._current(with_log=False).segments
@@ -88,7 +95,22 @@ class LocalIndex(Index):
                 store.put_vectors(ids, vectors[places])
             self._keep_up(store)
         id_of = dict(zip(last, ids.tolist(), strict=True))
-        return np.array([id_of[item.path] for item in items], dtype=np.int64)
+        return np.array([id_of[item.key] for item in items], dtype=np.int64)
+
+    def update(self, ids: Sequence[int], items: Sequence[Item]) -> None:
+        """See ``Index.update``."""
+        with self._changing() as store:
+            store.change_items(ids, items)
+
+    def claim(self, place: str, root: str, brought: Mapping[int, Brought]) -> None:
+        """See ``Index.claim``."""
+        with self._changing() as store:
+            sources.claim(store, place, root, brought)
+
+    def disclaim(self, ids: Sequence[int], place: str | None = None) -> None:
+        """See ``Index.disclaim``."""
+        with self._changing() as store:
+            sources.disclaim(store, ids, place)
 
     def remove(
         self, *, paths: Sequence[str] | None = None, ids: Sequence[int] | IntArray | None = None, where: str | Filter | None = None
@@ -149,6 +171,13 @@ class LocalIndex(Index):
             self.seal()
         return len(lost)
 
+    @contextmanager
+    def _changing(self) -> Iterator[Store]:
+        with self._writing:
+            store = self._writable()
+            with store.writing("updating the index"):
+                yield store
+
     def _writable(self) -> Store:
         if self._store is None:
             raise IndexStoreError(f"'{self.path}' is open for reading only: open it without read_only to change it")
@@ -169,10 +198,15 @@ class LocalIndex(Index):
 
     # --- reading --------------------------------------------------------------------------------------------------------------
 
-    def known(self) -> dict[str, Known]:
+    def known(self) -> dict[Key, Known]:
         """See ``Index.known``."""
         with self._reading, self._reader.reading():
             return self._reader.known()
+
+    def sources(self) -> list[Source]:
+        """See ``Index.sources``."""
+        with self._reading, self._reader.reading():
+            return sources.sources(self._reader)
 
     def get(self, id: int) -> Item:
         """See ``Index.get``."""
@@ -222,7 +256,11 @@ class LocalIndex(Index):
             items = self._reader.items(np.unique(ranking.rows))
         return [
             Hits(
-                tuple(Hit(id, items[id].path, value, items[id].metadata) for id, value in zip(ids, similarity, strict=True) if id in items)
+                tuple(
+                    Hit(id, items[id].path, value, items[id].metadata, items[id].box)
+                    for id, value in zip(ids, similarity, strict=True)
+                    if id in items
+                )
             )
             for ids, similarity in zip(ranking.rows.tolist(), ranking.similarity.tolist(), strict=True)
         ]
@@ -266,7 +304,7 @@ class LocalIndex(Index):
         now = self._current(with_log=True)
         assert now.log is not None
         sound = {segment.row.number: writer.has_sound_ann(self.path, segment) for segment in now.segments}
-        segments = tuple(_describe(segment, sound[segment.row.number]) for segment in now.segments)
+        segments = tuple(describe(segment, sound[segment.row.number]) for segment in now.segments)
         rows = len(now.log.ids) + sum(segment.num_live for segment in now.segments)
         found = len(now.log.ids) + sum(about.recall_at_10 * (about.rows - about.dead) for about in segments)
         unindexed = sum(about.rows >= self.limits.ann_rows and about.kind == "exact" for about in segments)
@@ -353,12 +391,3 @@ def bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
 
 def _parsed(where: str | Filter | None) -> Filter | None:
     return filters.parse(where) if isinstance(where, str) else where
-
-
-def _describe(segment: Segment, sound: bool) -> SegmentInfo:
-    row = segment.row
-    kind = row.ann_kind if sound and row.ann_kind else "exact"
-    dead = row.rows - segment.num_live
-    if kind == "exact":
-        return SegmentInfo(row.rows, dead, kind, None, 1.0, None)
-    return SegmentInfo(row.rows, dead, kind, row.parameter, row.recall_at_10 or 0.0, row.calibrated)

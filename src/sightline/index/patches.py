@@ -14,8 +14,9 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray, PatchFeatures, Ranking
 from sightline.errors import IndexStoreError
-from sightline.index.base import Header, IndexInfo, Item, as_vectors, check_items, check_vectors
+from sightline.index.base import Header, IndexInfo, as_vectors, check_items, check_vectors
 from sightline.index.filters import Filter
+from sightline.index.items import Item, settled
 from sightline.index.local import MAX_K, LocalIndex, bury
 from sightline.index.segments import FLOAT16, runs
 from sightline.index.store import Store, explained
@@ -91,7 +92,7 @@ class PatchIndex(LocalIndex):
         return self.upsert_patches(items, [PatchFeatures(vector[None], (1, 1), (0.0, 0.0, 1.0, 1.0)) for vector in vectors])
 
     def upsert_patches(self, items: Sequence[Item], patches: Sequence[PatchFeatures]) -> IntArray:
-        """Add ``items`` with their patches, or replace those whose path is known, and return their ids ``[M]``; durable on return.
+        """Add ``items`` with their patches, or replace those whose path and box are known, and return their ids ``[M]``; durable on return.
 
         Raises:
             IndexStoreError: the patches do not fit the index, or it is open for reading only.
@@ -104,7 +105,8 @@ class PatchIndex(LocalIndex):
             check_vectors(one.vectors, self.header.dim)
             if len(one) > MAX_PATCHES:
                 raise IndexStoreError(f"a picture has {len(one):,} patches and an index takes {MAX_PATCHES:,}: make short_px smaller")
-        last = {item.path: place for place, item in enumerate(items)}
+        items = [settled(item) for item in items]
+        last = {item.key: place for place, item in enumerate(items)}
         places = list(last.values())
         with self._writing:
             store, segments = self._writable(), self._current(with_log=False).segments
@@ -121,7 +123,7 @@ class PatchIndex(LocalIndex):
                     store.put_vectors(rows, np.concatenate([one.vectors for one in kept]).astype(np.float16).astype(np.float32))
             self._keep_up(store)
         id_of = dict(zip(last, ids.tolist(), strict=True))
-        return np.array([id_of[item.path] for item in items], dtype=np.int64)
+        return np.array([id_of[item.key] for item in items], dtype=np.int64)
 
     def patches(self, ids: Sequence[int] | IntArray) -> Iterator[tuple[int, PatchFeatures]]:
         """Yield (id, its patches) of those of ``ids`` that exist, ascending and once each."""

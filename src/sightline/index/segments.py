@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
 from sightline.errors import IndexStoreError
-from sightline.index.base import check_vectors, sync_folder
+from sightline.index.base import SegmentInfo, check_vectors, sync_folder
 from sightline.index.store import SegmentRow
 
 FOLDER = "segments"
@@ -72,6 +72,16 @@ def runs(start: IntArray, num: IntArray) -> IntArray:
     before = np.cumsum(num) - num
     counted: IntArray = np.arange(int(num.sum())) + np.repeat(start - before, num)
     return counted
+
+
+def describe(segment: Segment, sound: bool) -> SegmentInfo:
+    """Return what is told of a segment, whose search structure is ``sound`` or is not used."""
+    row = segment.row
+    kind = row.ann_kind if sound and row.ann_kind else "exact"
+    dead = row.rows - segment.num_live
+    if kind == "exact":
+        return SegmentInfo(row.rows, dead, kind, None, 1.0, None)
+    return SegmentInfo(row.rows, dead, kind, row.parameter, row.recall_at_10 or 0.0, row.calibrated)
 
 
 def write_segment(

@@ -19,9 +19,10 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
 from sightline.errors import DiskFullError, IndexStoreError, SightlineError, explain_os_error
-from sightline.index.base import Item, Known
 from sightline.index.filter_sql import as_number, to_sql
 from sightline.index.filters import Filter
+from sightline.index.items import Item, Key, Known, box_of, box_text, digest_of, real_path
+from sightline.index.schema import ITEMS, SOURCES, VERSION, migrate
 
 FILE = "index.db"
 BUSY_TIMEOUT_MS = 10_000
@@ -31,12 +32,12 @@ LOG_PART_ROWS = 4_096
 # items.id is AUTOINCREMENT so that the id of a removed picture is never given to another one. `facts` is the metadata once more, by
 # key and value: a filter is an index range, not a parse of every item's JSON. `dead` numbers are never reused either, so a reader
 # asks only for those above the last it saw. `log.seq` changes whenever the vector does.
-SCHEMA = """
+SCHEMA = f"""
+PRAGMA user_version = {VERSION};
 CREATE TABLE state(name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO state VALUES ('generation', 0);
-CREATE TABLE items(
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL UNIQUE, metadata TEXT NOT NULL,
-    size_bytes INTEGER, mtime_ns INTEGER, content_sha256 TEXT);
+{ITEMS}
+{SOURCES}
 CREATE TABLE facts(key TEXT NOT NULL, value NOT NULL, item INTEGER NOT NULL, PRIMARY KEY (key, value, item)) WITHOUT ROWID;
 CREATE TABLE log(seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL UNIQUE, vector BLOB NOT NULL);
 CREATE TABLE segments(
@@ -123,7 +124,12 @@ class Store:
             if not read_only:
                 self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.create_function("as_number", 1, as_number, deterministic=True)
+            self.connection.create_function("digest_of", 1, digest_of, deterministic=True)
             self.connection.execute("SELECT value FROM state").fetchall()  # the first statement is what reads the file
+            if not read_only and self._find_version() < VERSION:
+                with self.writing("bringing an index of before up to date"):
+                    migrate(self.connection)
+            self.version = self._find_version()
 
     def close(self) -> None:
         """Close the connection; the last one out folds the write-ahead log into the file."""
@@ -134,6 +140,8 @@ class Store:
         """Hold one generation for all statements inside."""
         with explained(doing):
             self.connection.execute("BEGIN")
+            if self.version < VERSION:  # the writer may have brought it up to date meanwhile
+                self.version = self._find_version()
             try:
                 yield
             finally:
@@ -153,6 +161,9 @@ class Store:
                     self.connection.execute("ROLLBACK")
                 raise
 
+    def _find_version(self) -> int:
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0])
+
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return what a query answers (inside ``reading`` or ``writing``)."""
         return self.connection.execute(sql, values).fetchall()
@@ -163,54 +174,93 @@ class Store:
     # --- items ----------------------------------------------------------------------------------------------------------------
 
     def put_items(self, items: Sequence[Item]) -> IntArray:
-        """Add or replace items of distinct paths and return their ids ``[M]`` (inside ``writing``)."""
-        paths = json.dumps([item.path for item in items])
-        wanted = "SELECT {} FROM items WHERE path IN (SELECT value FROM json_each(?))"
-        self._forget_facts(self.rows(wanted.format("id, metadata"), [paths]))
-        rows = [(item.path, _as_json(item), item.size_bytes, item.mtime_ns, item.content_sha256) for item in items]
-        self.connection.executemany(
-            "INSERT INTO items(path, metadata, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT(path) DO UPDATE SET metadata = excluded.metadata, size_bytes = excluded.size_bytes, "
-            "mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
-            rows,
+        """Add or replace items of distinct paths and boxes and return their ids ``[M]`` (inside ``writing``)."""
+        keys = [[item.path, box_text(item.box)] for item in items]
+        wanted = (
+            "SELECT {} FROM json_each(?) AS wanted JOIN items "
+            "ON items.path = json_extract(wanted.value, '$[0]') AND items.box = json_extract(wanted.value, '$[1]')"
         )
-        id_of = dict(self.rows(wanted.format("path, id"), [paths]))
-        facts = ((key, value, id_of[item.path]) for item in items for key, value in item.metadata.items() if value is not None)
+        self._forget_facts(self.rows(wanted.format("items.id, metadata"), [json.dumps(keys)]))
+        self.connection.executemany(
+            "INSERT INTO items(path, box, metadata, digest, size_bytes, mtime_ns, content_sha256) VALUES (?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT(path, box) DO UPDATE SET metadata = excluded.metadata, digest = excluded.digest, "
+            "size_bytes = excluded.size_bytes, mtime_ns = excluded.mtime_ns, content_sha256 = excluded.content_sha256",
+            [_columns(item) for item in items],
+        )
+        id_of = {(path, box): id for path, box, id in self.rows(wanted.format("items.path, items.box, items.id"), [json.dumps(keys)])}
+        ids = [id_of[path, box] for path, box in keys]
+        self._add_facts(ids, items)
+        return np.array(ids, dtype=np.int64)
+
+    def change_items(self, ids: Sequence[int], items: Sequence[Item]) -> None:
+        """Give items another path, box, metadata and file facts (inside ``writing``).
+
+        Raises:
+            IndexStoreError: an id is not known, or another item has a path and box.
+        """
+        old = self.rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [json.dumps(list(ids))])
+        missing = set(ids) - {id for id, _ in old}
+        if missing:
+            raise IndexStoreError(f"the index has no item {min(missing)}: it may have been removed")
+        self._forget_facts(old)
+        columns = ", ".join(f"{name} = ?" for name in ("path", "box", "metadata", "digest", "size_bytes", "mtime_ns", "content_sha256"))
+        try:
+            self.connection.executemany(
+                f"UPDATE items SET {columns} WHERE id = ?", [(*_columns(item), id) for id, item in zip(ids, items, strict=True)]
+            )
+        except sqlite3.IntegrityError as error:
+            raise IndexStoreError("an item cannot take a path and box that another item has: remove that one first") from error
+        self._add_facts(ids, items)
+
+    def _add_facts(self, ids: Sequence[int], items: Sequence[Item]) -> None:
+        facts = ((key, value, id) for id, item in zip(ids, items, strict=True) for key, value in item.metadata.items() if value is not None)
         self.connection.executemany("INSERT INTO facts VALUES (?, ?, ?)", facts)
-        return np.array([id_of[item.path] for item in items], dtype=np.int64)
 
     def drop_items(self, ids: IntArray) -> None:
         """Delete items with their facts and log rows (inside ``writing``)."""
         wanted = json.dumps(ids.tolist())
         self._forget_facts(self.rows("SELECT id, metadata FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted]))
         self.connection.execute("DELETE FROM items WHERE id IN (SELECT value FROM json_each(?))", [wanted])
+        self.connection.execute("DELETE FROM brought WHERE item IN (SELECT value FROM json_each(?))", [wanted])
         self.drop_vectors(ids)
 
     def _forget_facts(self, rows: Sequence[tuple[int, str]]) -> None:
         facts = ((key, value, id) for id, metadata in rows for key, value in json.loads(metadata).items() if value is not None)
         self.connection.executemany("DELETE FROM facts WHERE key = ? AND value = ? AND item = ?", facts)
 
-    def known(self) -> dict[str, Known]:
-        """Return ``path -> (size_bytes, mtime_ns, content_sha256)``."""
-        return {
-            path: (size, mtime, sha256)
-            for path, size, mtime, sha256 in self.rows("SELECT path, size_bytes, mtime_ns, content_sha256 FROM items")
-        }
+    def known(self) -> dict[Key, Known]:
+        """Return what is known of every item by its path and box."""
+        now = self.version >= VERSION
+        columns = (
+            "path, box, id, size_bytes, mtime_ns, content_sha256, digest"
+            if now
+            else ("path, '', id, size_bytes, mtime_ns, content_sha256, digest_of(metadata)")
+        )
+        return {(path, box_of(box)): Known(*rest) for path, box, *rest in self.rows(f"SELECT {columns} FROM items")}
 
     def items(self, ids: IntArray) -> dict[int, Item]:
         """Return the items of those ids that exist."""
-        sql = "SELECT id, path, metadata, size_bytes, mtime_ns, content_sha256 FROM items WHERE id IN (SELECT value FROM json_each(?))"
-        return {id: Item(path, json.loads(metadata), *rest) for id, path, metadata, *rest in self.rows(sql, [json.dumps(ids.tolist())])}
+        box = "box" if self.version >= VERSION else "''"
+        sql = f"SELECT id, path, metadata, size_bytes, mtime_ns, content_sha256, {box} FROM items WHERE id IN (SELECT value FROM json_each(?))"
+        return {
+            id: Item(path, json.loads(metadata), size_bytes, mtime_ns, sha256, box_of(box))
+            for id, path, metadata, size_bytes, mtime_ns, sha256, box in self.rows(sql, [json.dumps(ids.tolist())])
+        }
 
     def ids_of_paths(self, paths: Sequence[str]) -> IntArray:
-        """Return the ids of those paths that are known, ascending."""
-        return self._ints("SELECT id FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY id", [json.dumps(list(paths))])
+        """Return the ids of those paths that are known, as they are or by where they lead, ascending."""
+        meant = json.dumps([place for path in paths for place in self._places(path)])
+        return self._ints("SELECT id FROM items WHERE path IN (SELECT value FROM json_each(?)) ORDER BY id", [meant])
+
+    @staticmethod
+    def _places(path: str) -> list[str]:
+        return [path, real_path(path)]
 
     def ids(self, where: Filter | None) -> IntArray:
         """Return the ids of all items or of those that match, ascending."""
         if where is None:
             return self._ints("SELECT id FROM items ORDER BY id")
-        condition, values = to_sql(where)
+        condition, values = to_sql(where, self._places, named=self.version >= VERSION)
         return self._ints(f"SELECT id FROM items WHERE {condition} ORDER BY id", values)
 
     def num_items(self) -> int:
@@ -322,5 +372,6 @@ class Store:
         return [f"{FILE}: {line}" for line in found]
 
 
-def _as_json(item: Item) -> str:
-    return json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
+def _columns(item: Item) -> tuple[str | int | None, ...]:
+    metadata = json.dumps(dict(item.metadata), ensure_ascii=False, allow_nan=False)
+    return item.path, box_text(item.box), metadata, item.digest, item.size_bytes, item.mtime_ns, item.content_sha256

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from sightline import runtime
 from sightline.errors import ModelError, explain_os_error
 from sightline.nn.backbone import hub_is_reachable
 from sightline.nn.classifier import Classifier
@@ -121,7 +122,13 @@ def load(source: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
     else:
         encoder = _from_folder(find(text))
     encoder.fingerprint = encoder.fingerprint or fingerprint(encoder)
+    runtime.note_model(encoder.fingerprint, lasting(text))
     return encoder.to(device).eval()
+
+
+def lasting(source: str) -> str:
+    """Return what a model is found by from any folder: the absolute path of one that lies here, else what was given."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def _from_timm(name: str, weights: str) -> Encoder:

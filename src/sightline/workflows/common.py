@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sightline import catalog, runtime
-from sightline.data.images import BadFiles
+from sightline.data.images import BAD_FILES_NAME, BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import explain_os_error
 
@@ -31,14 +31,19 @@ def training_split(records: Records) -> Records:
     return records.split("train") if records.splits is not None else records
 
 
-def write_bad_files(bad_files: BadFiles, folder: Path) -> None:
-    """Write ``bad_files.jsonl`` into ``folder`` if there is anything to tell."""
-    if len(bad_files):
-        try:
+def write_bad_files(bad_files: BadFiles, folder: Path, *, goes_on: bool = False) -> None:
+    """Write ``bad_files.jsonl`` into ``folder`` if there is anything to tell, else take away the one of before: it is not true any more.
+
+    What ``goes_on`` where it was may meet none of the files that it met before, so that list stays.
+    """
+    try:
+        if len(bad_files):
             folder.mkdir(parents=True, exist_ok=True)
-            bad_files.write(folder / "bad_files.jsonl")
-        except OSError as error:
-            raise explain_os_error(error, f"writing '{folder / 'bad_files.jsonl'}'") from error
+            bad_files.write(folder / BAD_FILES_NAME)
+        elif not goes_on:
+            (folder / BAD_FILES_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, f"writing '{folder / BAD_FILES_NAME}'") from error
 
 
 def doctor() -> dict[str, str]:

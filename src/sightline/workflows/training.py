@@ -121,7 +121,7 @@ def train(
             note_compute(run, recipe, progress)
             if not progress.stopped_by:
                 finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
-            write_bad_files(bad_files, run)
+            write_bad_files(bad_files, run, goes_on=bool(resume))
     return Trained(run, progress, recipe, len(bad_files), kind.chosen_by, found.held_out)
 
 
