@@ -3,6 +3,7 @@
     python studies/manifests.py sop-lists grocery/ metric_train.txt metric_test.txt     # lists in the format of SOP's Ebay_*.txt
     python studies/manifests.py alphabets omniglot/ --train 3                           # ALPHABET/CHARACTER/*.png, split by alphabet
     python studies/manifests.py classes CUB_200_2011/images                             # CLASS/*.jpg, the first half of the classes by name for training
+    python studies/manifests.py market nyala_reid/                                      # Market-1501's layout: identity and camera in file names
     python studies/manifests.py places vpr/ sped_test gardens_point                     # query/reference pairs of places, as gt.csv lists them
 
 Each prints the manifest's path. Classes of the training and the test split are disjoint.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from pathlib import Path
 
 Row = tuple[str, ...]
@@ -43,6 +45,17 @@ def classes(root: Path) -> tuple[Path, list[Row]]:
     return root / "classes.csv", [(str(file), file.parts[0], split_of[file.parts[0]]) for file in files]
 
 
+def market(root: Path) -> tuple[Path, list[Row]]:
+    """Return rows (path, label, camera, split) of a folder laid out like Market-1501, but for what it calls -1: junk that counts for nothing."""
+    rows = []
+    for folder, split in (("bounding_box_train", "train"), ("query", "query"), ("bounding_box_test", "gallery")):
+        for file in sorted((root / folder).glob("*.jpg")):
+            identity, camera = re.match(r"(-?\d+)_c(\d+)", file.name).groups()
+            if identity != "-1":
+                rows.append((f"{folder}/{file.name}", identity, camera, split))
+    return root / "market.csv", rows
+
+
 def places(root: Path, names: list[str]) -> tuple[Path, list[Row]]:
     """Return rows (path, cluster, split, positive): a pair of ``gt.csv`` is a cluster and each the other's positive; the last fifth of each folder tests.
 
@@ -70,6 +83,7 @@ def main() -> None:
     letters.add_argument("--train", type=int, default=3, help="alphabets to train on")
     folders = kinds.add_parser("classes")
     folders.add_argument("root", type=Path)
+    kinds.add_parser("market").add_argument("root", type=Path)
     pairs = kinds.add_parser("places")
     pairs.add_argument("root", type=Path)
     pairs.add_argument("names", nargs="+", help="folders of the root with query/, reference/ and gt.csv")
@@ -80,11 +94,14 @@ def main() -> None:
         target, rows = alphabets(asked.root, asked.train)
     elif asked.kind == "classes":
         target, rows = classes(asked.root)
+    elif asked.kind == "market":
+        target, rows = market(asked.root)
     else:
         target, rows = places(asked.root, asked.names)
     with target.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["path", "label", "split", "positive"][: len(rows[0])])
+        columns = ["path", "label", "camera", "split"] if asked.kind == "market" else ["path", "label", "split", "positive"]
+        writer.writerow(columns[: len(rows[0])])
         writer.writerows(rows)
     print(target)
 

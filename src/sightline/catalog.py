@@ -66,6 +66,8 @@ METHODS = {
 }
 
 DATASETS = {
+    "first-folder": "sightline.data.sets.folders:first_folder",
+    "last-folder": "sightline.data.sets.folders:last_folder",
     "cub": "sightline.data.sets.cub:read",
     "sop": "sightline.data.sets.sop:read",
     "inshop": "sightline.data.sets.inshop:read",
@@ -75,6 +77,7 @@ DATASETS = {
 PROTOCOLS = {
     "leave-one-out": "sightline.evaluate.protocols:leave_one_out",
     "query-gallery": "sightline.evaluate.protocols:query_gallery",
+    "cross-camera": "sightline.evaluate.protocols:cross_camera",
 }
 
 BENCHMARKS = {

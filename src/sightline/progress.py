@@ -13,6 +13,11 @@ from sightline import runtime
 MEBIBYTE = 2**20
 
 
+def say(text: str) -> None:
+    """Print a line on standard error."""
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
 class Meter:
     """Rates since it was last read: images a second and the share of time spent waiting for data."""
 

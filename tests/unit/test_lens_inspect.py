@@ -91,7 +91,7 @@ def test_the_page_shows_all_there_is(encoder: Encoder, photos: Path, tmp_path: P
     assert records.labels is not None
     for pair in numbers["hard_negatives"]:
         assert len({int(records.labels[records.paths.index(path)]) for path in pair["paths"]}) == 2
-    files = sorted(file.name for file in (tmp_path / "out").iterdir())
+    files = sorted(file.name for file in (tmp_path / "out").iterdir() if not file.name.startswith("."))
     assert files == sorted((*FILES, "duplicates.png", "hard_negatives.png", "index.html", "numbers.json"))
     assert "None to show" not in page
     assert "Where the patches look, on average, in the last block" in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.contracts import Descriptors
+from sightline.data.judged import Judged, Judgements
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
 from sightline.evaluate import protocols, run, trials
@@ -43,7 +45,7 @@ def test_auto_chooses_by_the_splits():
     assert chosen.name == "query-gallery"
     assert chosen.query_rows.tolist() == [0, 3]
     assert chosen.gallery_rows.tolist() == [1, 2]
-    assert protocols.choose_protocol(records_of([0, 0], ["train", "test"])).name == "leave-one-out"
+    assert protocols.choose_protocol(records_of([0, 0, 1], ["train", "test", "test"])).name == "leave-one-out"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,13 @@ def test_auto_chooses_by_the_splits():
         (records_of(None, num=3), "auto", "has no labels"),
         (records_of([0, 1, 2]), "leave-one-out", "no class of pictures has two images"),
         (records_of([0, 0]), "query-gallery", "no 'query' split"),
+        (
+            records_of([0, 0]),
+            "leave-one-out",
+            r"shows one class \('class 0'\), so nothing can be wrong and every measure would be 1: add images",
+        ),
+        (records_of([0, 0, 0, 1], ["query", "gallery", "gallery", "query"]), "query-gallery", "shows one class"),
+        (records_of([0, 0, 1], ["query", "gallery", "gallery"]), "cross-camera", "has no cameras: .*--protocol query-gallery"),
         (records_of([0, 1], ["query", "gallery"]), "auto", "no query of pictures has an image of its class"),
         (records_of([0, 0]), "leave-one", "did you mean 'leave-one-out'"),
     ],
@@ -116,3 +125,86 @@ def test_separation_tells_positives_from_the_hardest_negative():
     found = run.separation(vectors, vectors, SameLabel(labels, labels, np.arange(4)), np.arange(4))
     assert found.positives.tolist() == [1, 1, 1, 1]
     assert found.best_negatives.tolist() == [0, 0, 0, 0]
+
+
+# --- what does not count, and what cannot be wrong
+
+
+def with_cameras(labels: list[int], splits: list[str], cameras: list[int]) -> Records:
+    names = tuple(f"camera {number}" for number in range(max(cameras) + 1))
+    return replace(records_of(labels, splits), cameras=np.array(cameras, np.int64), camera_names=names)
+
+
+def test_auto_drops_the_same_class_by_the_same_camera_and_says_so():
+    # By similarity the query's answers are: itself by its own camera, another class, its class by another camera.
+    records = with_cameras([0, 0, 1, 0], ["query", "gallery", "gallery", "gallery"], [0, 0, 0, 1])
+    descriptors = Descriptors(unit(np.array([[1, 0], [1, 0.1], [1, 0.3], [1, 0.6]], np.float32)), np.arange(4))
+    found = measured(descriptors, records, protocols.choose_protocol(records), num_resamples=10)
+    assert (found.protocol, found.left_out) == ("cross-camera", "the query's class by the query's own camera")
+    assert found.ranks[""].ranks.tolist() == [2]  # the other class stays, whatever its camera
+    assert found.to_json()["left_out"] == found.left_out
+    plain = measured(descriptors, records, protocols.choose_protocol(records, "query-gallery"), num_resamples=10)
+    assert (plain.ranks[""].ranks.tolist(), "left_out" in plain.to_json()) == ([1, 3], False)
+
+
+def test_cameras_that_leave_nothing_to_find_are_refused_and_the_remedy_works():
+    records = with_cameras([0, 0, 1], ["query", "gallery", "gallery"], [0, 0, 1])
+    with pytest.raises(DataError, match=r"by another camera: .*--protocol query-gallery"):
+        protocols.choose_protocol(records)
+    assert protocols.choose_protocol(records, "query-gallery").sources is None
+
+
+def test_distractors_are_never_of_a_querys_source():
+    records = with_cameras([0, 0, 1, 0], ["query", "gallery", "gallery", "gallery"], [0, 0, 0, 1])
+    more, protocol = protocols.add_distractors(records, protocols.choose_protocol(records), records_of(None, num=9).select([8]))
+    assert protocol.sources is not None
+    assert len(protocol.sources) == len(more) == 5
+
+
+def in_pictures(paths: list[str], labels: list[int], splits: list[str] | None = None) -> Records:
+    boxes = np.array([[row, 0, row + 5, 5] for row in range(len(paths))], np.float32)
+    return replace(records_of(labels, splits), paths=tuple(paths), boxes=boxes)
+
+
+def test_other_boxes_of_the_querys_own_picture_do_not_answer_it():
+    # Two things of class 0 in a.jpg are as like as can be; in b.jpg there is one more, and class 1.
+    records = in_pictures(["a.jpg", "./a.jpg", "b.jpg", "b.jpg", "c.jpg"], [0, 0, 0, 1, 1])
+    vectors = unit(np.array([[1, 0], [1, 0], [1, 0.5], [1, 0.2], [0, 1]], np.float32))
+    found = measured(Descriptors(vectors, np.arange(5)), records, protocols.leave_one_out(records), num_resamples=10)
+    assert found.left_out == "the query's class in the query's own picture"
+    ranks = found.ranks[""]
+    assert ranks.num_positives.tolist() == [1, 1, 2, 1, 1]
+    assert ranks.ranks.tolist() == [2, 2, 2, 3, 4, 2]
+    assert protocols.leave_one_out(in_pictures(["a.jpg", "b.jpg", "c.jpg"], [0, 0, 1])).left_out == ""
+
+
+def test_a_query_that_is_in_the_gallery_too_does_not_find_itself(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    records = replace(records_of([0, 0, 0, 1], ["query", "gallery", "gallery", "gallery"]), root=tmp_path)
+    records = replace(records, paths=("a.jpg", "link.jpg", "b.jpg", "c.jpg"))
+    vectors = unit(np.array([[1, 0], [1, 0], [1, 0.5], [1, 0.2]], np.float32))
+    found = measured(Descriptors(vectors, np.arange(4)), records, protocols.choose_protocol(records), num_resamples=10)
+    assert found.ranks[""].ranks.tolist() == [2]
+    assert protocols.choose_protocol(replace(records, paths=("a.jpg", "x.jpg", "b.jpg", "c.jpg"))).left_out == ""
+
+
+def test_a_trial_in_which_nothing_can_be_wrong_is_refused():
+    records = records_of([0, 0, 1, 1], ["query", "gallery", "gallery", "query"])
+    vectors = unit(np.ones((4, 2)))
+    with pytest.raises(DataError, match="right or left out, so nothing can be wrong"):  # the other class could not be read
+        measured(Descriptors(vectors[:2], np.array([0, 1])), records, protocols.query_gallery(records))
+    assert measured(Descriptors(vectors, np.arange(4)), records, protocols.query_gallery(records)).metrics["map"] == 0.5
+
+
+def test_a_setting_of_a_benchmark_in_which_nothing_can_be_wrong_has_no_number():
+    nobody = np.empty(0, np.int64)
+    easy, hard = Judgements((np.array([0, 1]),), (np.array([2]),)), Judgements((np.array([1]),), (nobody,))
+    judged = Judged("b", records_of([0] * 4), np.array([3]), np.arange(3), {"easy": easy, "hard": hard}, ("map",))
+    descriptors = Descriptors(unit(np.array([[1, 0], [1, 0.1], [1, 0.5], [1, 0]], np.float32)), np.arange(4))
+    found = measure(trials.judged_trial(descriptors, judged), num_resamples=10)
+    assert np.isnan(found.metrics["map/easy"])
+    assert found.metrics["map/hard"] < 1
+    assert found.to_json()["metrics"]["map/easy"] is None
+    with pytest.raises(DataError, match="nothing can be wrong"):
+        measure(trials.judged_trial(descriptors, replace(judged, settings={"": easy})))

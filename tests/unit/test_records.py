@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sightline.data.listing import find_images
 from sightline.data.records import (
     Records,
-    find_images,
     index_labels,
     read_records,
 )
@@ -102,11 +102,11 @@ def test_links_copies_and_odd_files_are_listed_once_each(tmp_path: Path) -> None
     assert read_records(tmp_path).paths == ("a/1.jpg", "b.jpg", "dead.jpg", "folder.jpg/in.jpg", "hard.jpg")
 
 
-@pytest.mark.parametrize("text", ["path\na.jpg\nsub/b.jpg\na.jpg\n", "path,split\na.jpg,train\nsub/b.jpg,train\na.jpg,train\n"])
+@pytest.mark.parametrize("text", ["path\na.jpg\nsub/b.jpg\n", "path,split\na.jpg,train\nsub/b.jpg,train\n"])
 def test_a_manifest_of_paths_alone_is_a_collection_without_labels(text: str, tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text(text)
     records = read_records(tmp_path / "m.csv")
-    assert records.paths == ("a.jpg", "sub/b.jpg", "a.jpg")  # a row that comes twice is seen twice
+    assert records.paths == ("a.jpg", "sub/b.jpg")
     assert records.labels is None
 
 
@@ -125,7 +125,7 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_noted_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sightline.data.records as module
+    import sightline.data.listing as module
 
     tree(tmp_path, "a/1.jpg", "closed/2.jpg")
     listing = module.os.scandir
@@ -328,6 +328,31 @@ def test_a_file_without_a_header_is_read_once_the_named_line_is_put_above_it(tmp
     remedy = message(tmp_path / "m.csv").rpartition("such as ")[2]
     (tmp_path / "m.csv").write_text(f"{remedy}\n0.png;a\n1.png;b\n")
     assert read_records(tmp_path / "m.csv").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("path\na.jpg\nb.jpg\na.jpg\n", "names a.jpg twice, in rows 1 and 3: it would answer itself"),
+        ("path,label\na.jpg,x\nsub/../a.jpg,x\n", "names a.jpg twice, in rows 1 and 2 (as sub/../a.jpg the second time)"),
+        ("path,label\na.jpg,x\na.jpg,y\n", "in rows 1 and 2, as 'x' and as 'y'"),
+        ("path,box\na.jpg,1 2 3 4\na.jpg,1 2 3 4.0\n", "names a.jpg twice"),
+        ("path,split\na.jpg,train\na.jpg,Training\n", "names a.jpg twice"),
+        ("path,cluster,positive\na.jpg,1,b.jpg\nb.jpg,1,\na.jpg,1,c.jpg\nc.jpg,1,\n", "several positives of one picture go into one row"),
+        ("path,box\na.jpg,0.1 0.2 0.5 0.9\n", "is a share of the picture"),
+    ],
+)
+def test_a_picture_listed_twice_and_boxes_in_shares_are_refused(rows: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(rows)
+    (tmp_path / "sub").mkdir()
+    assert expected in message(tmp_path / "m.csv")
+
+
+def test_other_boxes_and_other_splits_are_no_second_listing(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,split,box\na.jpg,train,1 2 3 4\na.jpg,train,1 2 3 9\na.jpg,test,1 2 3 4\na.jpg,train,\n")
+    records = read_records(tmp_path / "m.csv")
+    assert len(records) == 4
+    assert records.notes == (f"{tmp_path / 'm.csv'} names 1 pictures in more than one split (such as a.jpg, again in test)",)
 
 
 # --- records

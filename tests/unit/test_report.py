@@ -72,8 +72,8 @@ def test_report_in_query_gallery(tmp_path):
     assert "the query split asks the gallery split" in text
 
 
-def test_report_of_one_class_has_no_intervals(tmp_path):
-    text, _ = write(tmp_path, scene(1, 4, 0.3))
+def test_report_of_queries_of_one_class_has_no_intervals(tmp_path):
+    text, _ = write(tmp_path, scene(2, 3, 0.3, ("query", "gallery", "gallery") + ("gallery",) * 3))
     assert "fewer than two classes" in text
 
 

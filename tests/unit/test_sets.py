@@ -95,7 +95,7 @@ def test_inshop_finds_its_images_in_every_usual_layout(tmp_path: Path, holder: s
     assert all(records.file(row).is_file() for row in range(3))
 
 
-@pytest.mark.parametrize("name", catalog.names("datasets"))
+@pytest.mark.parametrize("name", sorted({*catalog.names("datasets")} - {"first-folder", "last-folder"}))
 def test_another_folder_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is missing \(looked in") as caught:
         catalog.find("datasets", name)(tmp_path)

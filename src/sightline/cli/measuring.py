@@ -19,7 +19,7 @@ def evaluate(
     protocol: Annotated[
         str,
         typer.Option(
-            help="auto, leave-one-out, query-gallery, accuracy (of a classifier), a benchmark such as roxford5k, or a dense protocol such as davis"
+            help="auto, leave-one-out, query-gallery, cross-camera, accuracy (of a classifier), a benchmark such as roxford5k, or a dense protocol such as davis"
         ),
     ] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",

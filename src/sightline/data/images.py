@@ -30,6 +30,7 @@ from PIL import (
 )
 from PIL.BmpImagePlugin import BmpImageFile
 
+from sightline.data.listing import drawn_by_us
 from sightline.errors import DataError
 
 MAX_PIXELS = 89_478_485
@@ -123,6 +124,8 @@ def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int
     content = read_bytes(source) if isinstance(source, Path) else source
     if not content:
         raise BadImage("zero bytes")
+    if drawn_by_us(content):
+        raise BadImage("a drawing of Sightline's own", "it is no photograph: move it out of the collection")
     try:
         return _decode(content, short_px, max_pixels)
     except BadImage:

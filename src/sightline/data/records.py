@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,37 +13,10 @@ from typing import Any
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.data.layout import Level, lay_out, names_tell, split_named
+from sightline.data.listing import DECODABLE_SUFFIXES, OnBad, list_images
 from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, Value, read_columns
 from sightline.errors import DataError, nearest
-
-DECODABLE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".gif",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".jpe",
-    ".jfif",
-    ".mpo",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-    ".avif",
-    ".jp2",
-    ".j2k",
-    ".j2c",
-    ".jpx",
-    ".jpf",
-)
-IMAGE_SUFFIXES = frozenset((*DECODABLE_SUFFIXES, ".heic", ".heif", ".jxl"))
-"""What is listed as an image. The last three cannot be decoded here: so each is counted and named, not passed over in silence."""
-
-SPLIT_NAMES = {name: name for name in ("train", "val", "test", "query", "gallery")} | {"valid": "val", "validation": "val"}
-OnBad = Callable[[Path, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +26,8 @@ class Records:
     ``paths`` are POSIX, relative to ``root`` or absolute. ``labels`` and ``cameras`` int64 ``[M]`` are positions in ``class_names`` and
     ``camera_names``; a selection keeps these tables whole, so a label means the same in every part of a collection. ``boxes`` float32
     ``[M, 4]`` are x0 y0 x1 y1 in pixels of the upright image, NaN where a row has none; an image with a box is cropped to it before
-    anything else. ``extras`` are a manifest's other columns; ``unused`` says why a column is none.
+    anything else. ``extras`` are a manifest's other columns; ``unused`` says why a column is none. ``notes`` are lines on what reading
+    left out or found odd.
     ``positives`` int64 ``[num pairs, 2]`` are rows of two images that show the same thing, the query first; a query may have many.
     """
 
@@ -67,6 +43,7 @@ class Records:
     camera_names: tuple[str, ...] = ()
     extras: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         num = len(self.paths)
@@ -93,6 +70,18 @@ class Records:
     def file(self, row: int) -> Path:
         """Return where the image of a row lies."""
         return self.root / self.paths[row]
+
+    def real_files(self) -> list[str]:
+        """Return the path of each row's file with links resolved: one and the same for all rows of one picture."""
+        folders: dict[str, str] = {}
+        real = []
+        for row in range(len(self)):
+            file = os.path.join(self.root, self.paths[row])
+            folder, name = os.path.split(os.path.realpath(file) if os.path.islink(file) else file)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            real.append(os.path.join(folders[folder], name))
+        return real
 
     def select(self, rows: IntArray | BoolArray | Sequence[int]) -> Records:
         """Return the given rows (or those where a mask is True), in the given order, with the same class table.
@@ -152,6 +141,13 @@ def _check_boxes(boxes: FloatArray, paths: Sequence[str]) -> None:
     if len(wrong):
         values = " ".join(f"{value:g}" for value in boxes[wrong[0]])
         raise DataError(f"the box of {paths[wrong[0]]} is '{values}': write x0 y0 x1 y1 in pixels, with x1 > x0 >= 0 and y1 > y0 >= 0")
+    shares = np.flatnonzero(has_box & (boxes <= 1).all(axis=1))
+    if len(shares):
+        values = " ".join(f"{value:g}" for value in boxes[shares[0]])
+        raise DataError(
+            f"the box of {paths[shares[0]]} is '{values}', which is a share of the picture or less than a pixel of it: write pixels (x times the "
+            "picture's width, y times its height)"
+        )
 
 
 def _check_positives(positives: IntArray, labels: IntArray | None, paths: Sequence[str]) -> None:
@@ -177,18 +173,20 @@ def _moved_pairs(pairs: IntArray, chosen: IntArray, num_rows: int) -> IntArray:
 # --- reading ----------------------------------------------------------------------------------------------------------------------
 
 
-def read_records(source: Path | str, *, require_labels: bool = False, on_bad: OnBad | None = None) -> Records:
-    """Return the records of a folder tree or of a manifest (.csv, .jsonl, .parquet).
+def read_records(source: Path | str, *, require_labels: bool = False, on_bad: OnBad | None = None, level: Level = "auto") -> Records:
+    """Return the records of a folder tree or of a manifest (.csv, .tsv, .jsonl, .parquet).
 
-    In a tree the first folder below the root is the class; where all first folders are called train, val, test, query or gallery, they
-    are splits and the next one is the class. Where some image lies in no class folder, nothing is labelled. A manifest has the
-    columns path, label (or cluster), positive, camera, split, caption, box, all but path optional, and any others, which become ``extras``;
-    its paths are relative to its own folder.
+    In a tree the first folder below the root is the class, and first folders named like splits (train, val, test, query, gallery and what
+    else these are called) are splits: see ``layout.lay_out``. Where some image lies in no class folder, nothing is labelled. A manifest has
+    the columns path, label (or cluster), positive, camera, split, caption, box, all but path optional; its paths are relative to its own
+    folder. What was left out or looks odd is told in ``Records.notes``.
 
     Args:
         source: the folder or manifest.
-        require_labels: refuse a collection without labels.
+        require_labels: refuse a collection without labels, or one whose folders do not look like classes.
         on_bad: called with (folder, reason) for each folder below the root that cannot be listed; without it such a folder is an error.
+        level: where labels are required, whether the first folder is the class or the last one, in which the image lies; auto takes the
+            first, and tells or refuses what looks like the wrong one.
 
     Raises:
         DataError: nothing is there, no image is in it, a column is wrong, or labels are required and missing.
@@ -196,75 +194,39 @@ def read_records(source: Path | str, *, require_labels: bool = False, on_bad: On
     where = Path(source)
     if not where.exists():
         raise DataError(f"{where} does not exist: give a folder of images or a manifest (.csv, .jsonl, .parquet)")
-    records = _from_folder(where, on_bad) if where.is_dir() else _from_manifest(where)
+    records = _from_folder(where, on_bad, level if require_labels else None) if where.is_dir() else _from_manifest(where)
     if require_labels and records.labels is None:
         raise DataError(_no_labels(where, records))
     return records
 
 
-def find_images(folder: Path, *, on_bad: OnBad | None = None) -> tuple[str, ...]:
-    """Return the paths of the image files below a folder, relative to it, POSIX, sorted; hidden files and folders are left out.
-
-    Links are followed, each folder at most once. Files are told by their suffix alone: what is in them is found out when they are decoded.
-
-    Raises:
-        DataError: the folder does not exist or cannot be listed.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder: give a folder of images")
-    found: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        relative = waiting.pop()
-        here = folder / relative
-        try:
-            status = here.stat()
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            if on_bad is None or not relative:
-                raise DataError(f"the folder {here} cannot be listed ({error.strerror}): change its permissions or leave it out") from error
-            on_bad(here, f"folder not listed: {error.strerror}")
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                waiting.append(f"{relative}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(relative + entry.name)
-    return tuple(sorted(found))
-
-
-def _from_folder(root: Path, on_bad: OnBad | None) -> Records:
-    paths = find_images(root, on_bad=on_bad)
-    if not paths:
+def _from_folder(root: Path, on_bad: OnBad | None, level: Level | None) -> Records:
+    listing = list_images(root, on_bad=on_bad)
+    if not listing.paths:
+        left_out = f" ({'; '.join(listing.notes)})" if listing.notes else ""
         raise DataError(
-            f"no images in {root}: looked in it and below for {', '.join(DECODABLE_SUFFIXES[:6])}, ...; is it the right folder?"
+            f"no images in {root}: looked in it and below for {', '.join(DECODABLE_SUFFIXES[:6])}, ...{left_out}; is it the right folder?"
         )
-    parts = [path.split("/") for path in paths]
-    splits: tuple[str, ...] | None = None
-    if all(len(part) > 1 and part[0].lower() in SPLIT_NAMES for part in parts):
-        splits = tuple(SPLIT_NAMES[part[0].lower()] for part in parts)
-        parts = [part[1:] for part in parts]
-    if any(len(part) < 2 for part in parts):
-        return Records(root, paths, splits=splits)
-    labels, class_names = index_labels([part[0] for part in parts])
-    return Records(root, paths, labels, class_names, splits)
+    found = lay_out(root, listing.paths, level)
+    labels, class_names = (None, ()) if found.classes is None else index_labels(found.classes)
+    notes = (*listing.notes, *found.notes, *_twins(class_names))
+    return Records(root, listing.paths, labels, class_names, found.splits, notes=notes)
 
 
 def _no_labels(where: Path, records: Records) -> str:
-    if where.is_dir():
-        start = 1 if records.splits is not None else 0
-        loose = [path for path in records.paths if len(path.split("/")) < 2 + start]
+    if not where.is_dir():
+        return f"{where} has no label column: add one (columns: path, label, positive, camera, split, caption, box)"
+    if names_tell(records.paths):
         return (
-            f"{where} has {len(loose):,} of {len(records):,} images in no class folder (such as {loose[0]}): "
-            "put each into CLASS/, or give a manifest with a label column"
+            f"{where} has file names that tell identity and camera, as in Market-1501 (such as {records.paths[0]}): give a manifest with the columns "
+            "path, label, camera and split (studies/manifests.py market writes it)"
         )
-    return f"{where} has no label column: add one (columns: path, label, positive, camera, split, caption, box)"
+    start = 1 if records.splits is not None else 0
+    loose = [path for path in records.paths if len(path.split("/")) < 2 + start]
+    return (
+        f"{where} has {len(loose):,} of {len(records):,} images in no class folder (such as {loose[0]}): "
+        "put each into CLASS/, or give a manifest with a label column"
+    )
 
 
 def _from_manifest(where: Path) -> Records:
@@ -273,8 +235,8 @@ def _from_manifest(where: Path) -> Records:
     columns: Columns = read_columns(where)
     labels, class_names = (None, ()) if columns.label is None else index_labels(columns.label)
     cameras, camera_names = (None, ()) if columns.camera is None else index_labels(columns.camera)
-    splits = None if columns.split is None else tuple(SPLIT_NAMES.get(name.lower(), name) for name in columns.split)
-    return Records(
+    splits = None if columns.split is None else tuple(split_named(name) or name.strip() for name in columns.split)
+    records = Records(
         root=where.parent,
         paths=tuple(columns.path),
         labels=labels,
@@ -287,6 +249,43 @@ def _from_manifest(where: Path) -> Records:
         camera_names=camera_names,
         extras={name: tuple(values) for name, values in columns.extras.items()},
         unused=columns.unused,
+    )
+    return replace(records, notes=(*_twice(where, records), *_twins(class_names)))
+
+
+def _twice(where: Path, records: Records) -> tuple[str, ...]:
+    """Return what there is to say of pictures that are in several splits.
+
+    Raises:
+        DataError: two rows name one picture and box in one split: it would answer itself, and be found or missed for that alone.
+    """
+    by_split: dict[tuple[object, ...], int] = {}
+    pictures: dict[tuple[object, ...], int] = {}
+    boxes = None if records.boxes is None else [None if math.isnan(box[0]) else tuple(box) for box in records.boxes.tolist()]
+    apart = []
+    for row, file in enumerate(records.real_files()):
+        picture = (file, None if boxes is None else boxes[row])
+        before = by_split.setdefault((*picture, None if records.splits is None else records.splits[row]), row)
+        if before != row:
+            raise DataError(_told_twice(where, records, before, row))
+        if pictures.setdefault(picture, row) != row:
+            apart.append(row)
+    if not apart:
+        return ()
+    assert records.splits is not None
+    return (
+        f"{where} names {len(apart):,} pictures in more than one split (such as {records.paths[apart[0]]}, again in {records.splits[apart[0]]})",
+    )
+
+
+def _told_twice(where: Path, records: Records, before: int, row: int) -> str:
+    labels = [] if records.labels is None else sorted({records.class_names[records.labels[one]] for one in (before, row)})
+    contrary = f", as '{labels[0]}' and as '{labels[1]}'" if len(labels) > 1 else ""
+    spelling = "" if records.paths[row] == records.paths[before] else f" (as {records.paths[row]} the second time)"
+    several = "; several positives of one picture go into one row of a .jsonl manifest" if records.positives is not None else ""
+    return (
+        f"{where} names {records.paths[before]} twice, in rows {before + 1} and {row + 1}{spelling}{contrary}: it would answer itself; leave one of the "
+        f"rows out, or give each the box of what it shows{several}"
     )
 
 
@@ -304,7 +303,11 @@ def _index_positives(where: Path, paths: Sequence[str], positives: Sequence[tupl
 
 
 def index_labels(names: Sequence[str]) -> tuple[IntArray, tuple[str, ...]]:
-    """Return labels (or cameras) int64 ``[M]`` and the names they point to: in numeric order where all are whole numbers, else sorted."""
+    """Return labels (or cameras) int64 ``[M]`` and the names they point to: in numeric order where all are whole numbers, else sorted.
+
+    Names that differ by their Unicode form alone, as one system and another write an accent, are one: the composed form, NFC.
+    """
+    names = [unicodedata.normalize("NFC", name) for name in names]
     distinct = _ordered(names)
     position = {name: label for label, name in enumerate(distinct)}
     return np.array([position[name] for name in names], dtype=np.int64), distinct
@@ -315,3 +318,17 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
     if all(name.isascii() and name.isdigit() for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct))
+
+
+def _twins(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return what there is to say of class names that differ in capitals or blanks alone."""
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    twins = [names for names in alike.values() if len(names) > 1]
+    if not twins:
+        return ()
+    shown = "' and '".join(twins[0])
+    return (
+        f"{len(twins):,} class name{'' if len(twins) == 1 else 's'} come in several spellings ('{shown}') and count as several classes",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -119,13 +120,16 @@ def classifier_targets(encoder: Encoder, records: Records) -> IntArray:
 
     Raises:
         ModelError: the model has no classifier.
-        DataError: one of the classes is none of the classifier's.
+        DataError: one of the classes is none of the classifier's, or the classifier knows one class alone and cannot be wrong.
     """
     if not isinstance(encoder.classifier, Classifier):
         raise ModelError(
             "this model has no classifier, so no accuracy: train one with sightline train classify/finetune, or measure it with sightline probe"
         )
-    place = {name: number for number, name in enumerate(encoder.classifier.class_names)}
+    # In the form that class names are read in: models of older versions kept that of the file system.
+    place = {unicodedata.normalize("NFC", name): number for number, name in enumerate(encoder.classifier.class_names)}
+    if len(place) < 2:
+        raise DataError("the classifier knows one class, so every answer would be right: train it on two or more")
     present = np.flatnonzero(records.class_counts())
     strange = [records.class_names[label] for label in present if records.class_names[label] not in place]
     if strange or records.labels is None:

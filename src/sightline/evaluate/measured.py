@@ -11,7 +11,7 @@ import numpy as np
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.errors import DataError
 from sightline.evaluate import metrics
-from sightline.evaluate.ranks import TIE_RULE, PositiveRanks, exact_ranks, ranks_in
+from sightline.evaluate.ranks import TIE_RULE, PositiveRanks, Truth, exact_ranks, ranks_in
 from sightline.evaluate.trials import Trial
 from sightline.search.neighbours import nearest
 
@@ -47,6 +47,7 @@ class Measured:
     ranks: Mapping[str, PositiveRanks]
     rerank_top: int | None = None
     reranked: Ranking | None = None
+    left_out: str = ""
     tie_rule: str = TIE_RULE
 
     @property
@@ -69,6 +70,7 @@ class Measured:
             "interval_kind": f"95 % percentile bootstrap over {over}",
             "average_precision": "step sum" if self.by_labels else "trapezoid (map), step sum (map@K)",
             "protocol": self.protocol,
+            **({"left_out": self.left_out} if self.left_out else {}),
             "tie_rule": self.tie_rule,
             "num_queries": self.num_queries,
             "num_gallery": self.num_gallery,
@@ -92,12 +94,20 @@ def measure(
 
     ``rerank_top`` None is the whole gallery, or ``RERANK_TOP`` in a large trial. Positives behind them keep their exact ranks.
 
+    A setting in which no query has anything wrong to find is measured as NaN: every measure would be 1 there, whatever the model.
+
     Raises:
-        DataError: no query that can be answered is left.
+        DataError: no query that can be answered is left, or in no setting an answer can be wrong.
     """
     ranks = exact_ranks(trial.queries, trial.gallery, trial.truths, self_rows=trial.self_rows, device=device)
     if not any(one.answerable.any() for one in ranks.values()):
         raise DataError(f"no query of {trial.records.root} has a readable image to find: nothing can be measured")
+    can_err = {setting: _can_err(found, trial.truths[setting]) for setting, found in ranks.items()}
+    if not any(can_err.values()):
+        raise DataError(
+            f"all that the queries of {trial.records.root} search is right or left out, so nothing can be wrong and every measure would be 1: "
+            "search images of other classes too (add them, or give --distractors)"
+        )
     top, first = None, None
     if rerank is not None:
         whole = len(trial.queries) * len(trial.gallery) <= MAX_RANKED
@@ -112,6 +122,7 @@ def measure(
     intervals: dict[str, tuple[float, float]] = {}
     for setting, found in ranks.items():
         values = metrics.per_query(found, ks) if trial.metrics is None else metrics.by_name(found, trial.metrics)
+        values = values if can_err[setting] else {name: np.full(len(value), np.nan) for name, value in values.items()}
         named = {f"{name}/{setting}" if setting else name: value for name, value in values.items()}
         means |= metrics.means(named)
         intervals |= metrics.bootstrap_intervals(named, trial.groups, num_resamples=num_resamples, seed=seed)
@@ -126,4 +137,12 @@ def measure(
         ranks=ranks,
         rerank_top=top,
         reranked=first,
+        left_out=trial.left_out,
     )
+
+
+def _can_err(ranks: PositiveRanks, truth: Truth) -> bool:
+    """Return whether some query that can be answered has something wrong to find, which is neither positive nor junk."""
+    junk = truth.junk
+    num_junk = np.array([len(junk[query]) for query in range(len(ranks))], np.int64)
+    return bool((ranks.answerable & (ranks.num_positives + num_junk < ranks.num_gallery)).any())

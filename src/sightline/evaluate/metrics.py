@@ -208,6 +208,11 @@ class Summary:
 
 
 def summarise(ranks: PositiveRanks, labels: IntArray, ks: Sequence[int] = USUAL_KS, *, num_resamples: int = 1000, seed: int = 0) -> Summary:
-    """Return the means and 95 % intervals of every metric; ``labels`` ``[Q]`` are the queries' classes."""
+    """Return the means and 95 % intervals of every metric; ``labels`` ``[Q]`` are the queries' classes.
+
+    Where no query has anything wrong to find (all is of one class) every mean is NaN: it would be 1 whatever the model.
+    """
     values = per_query(ranks, ks)
+    if not ranks.fallible.any():
+        return Summary(dict.fromkeys(values, float("nan")), {})
     return Summary(means(values), bootstrap_intervals(values, labels, num_resamples=num_resamples, seed=seed))

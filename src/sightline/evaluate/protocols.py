@@ -9,6 +9,7 @@ import numpy as np
 from sightline import catalog
 from sightline.contracts import IntArray
 from sightline.data.judged import records_with
+from sightline.data.layout import one_class
 from sightline.data.records import Records
 from sightline.errors import DataError
 
@@ -17,35 +18,41 @@ from sightline.errors import DataError
 class Protocol:
     """Which rows of the records are queries and which the gallery (int64), where labels say what is right.
 
-    With ``leave_one_out`` a query is not searched in its own row.
+    With ``leave_one_out`` a query is not searched in its own row. With ``sources`` (int64, one a record) an image of the query's class and
+    source is taken out of the query's ranking; ``left_out`` says in words what that is.
     """
 
     name: str
     query_rows: IntArray
     gallery_rows: IntArray
     leave_one_out: bool = False
+    sources: IntArray | None = None
+    left_out: str = ""
 
 
 def leave_one_out(records: Records) -> Protocol:
     """Return the protocol of SOP and CUB: every image asks all the others.
 
+    Other boxes of the query's own picture, and the same picture under another name, do not count where they are of its class.
+
     Source: Song et al. 2016, arXiv 1511.06452.
 
     Raises:
-        DataError: there are no labels, or no class has two images.
+        DataError: there are no labels, no class has two images, or there is one class alone.
     """
     labels = labels_of(records)
     if not len(labels) or np.bincount(labels).max() < 2:
         raise DataError(f"no class of {records.root} has two images, so nothing can be found: leave-one-out needs classes of two or more")
     rows = np.arange(len(records))
-    return Protocol("leave-one-out", rows, rows, leave_one_out=True)
+    _require_several(records, rows)
+    return _without_own_picture(records, Protocol("leave-one-out", rows, rows, leave_one_out=True))
 
 
 def query_gallery(records: Records) -> Protocol:
-    """Return the protocol of In-Shop and of re-identification sets: the ``query`` split asks the ``gallery`` split; nothing is dropped.
+    """Return the protocol of In-Shop: the ``query`` split asks the ``gallery`` split; nothing is dropped but a query's own picture.
 
     Raises:
-        DataError: there are no labels, one of the splits is missing, or no query has its class in the gallery.
+        DataError: there are no labels, one of the splits is missing, no query has its class in the gallery, or the gallery shows one class alone.
     """
     labels = labels_of(records)
     splits = np.array(records.splits if records.splits is not None else (), dtype=str)
@@ -55,7 +62,48 @@ def query_gallery(records: Records) -> Protocol:
             raise DataError(f"{records.root} has no '{name}' split: add a split column with query and gallery, or use leave-one-out")
     if not np.isin(labels[rows["query"]], labels[rows["gallery"]]).any():
         raise DataError(f"no query of {records.root} has an image of its class in the gallery: check the labels of the two splits")
-    return Protocol("query-gallery", rows["query"], rows["gallery"])
+    _require_several(records, rows["gallery"])
+    return _without_own_picture(records, Protocol("query-gallery", rows["query"], rows["gallery"]))
+
+
+def cross_camera(records: Records) -> Protocol:
+    """Return the protocol of re-identification: as query-gallery, and what shows the query's identity by the query's camera does not count.
+
+    Source: Zheng et al. 2015, "Scalable person re-identification: a benchmark" (Market-1501), section 5.
+
+    Raises:
+        DataError: as of query-gallery; there are no cameras, or no query's identity is in the gallery by another camera.
+    """
+    protocol = query_gallery(records)
+    if records.cameras is None or records.labels is None:
+        raise DataError(f"{records.root} has no cameras: add a camera column, or measure with --protocol query-gallery")
+    pairs = np.stack([records.labels, records.cameras], axis=1)
+    seen: dict[int, set[int]] = {}
+    for label, camera in pairs[protocol.gallery_rows].tolist():
+        seen.setdefault(label, set()).add(camera)
+    if not any(seen.get(label, set()) - {camera} for label, camera in pairs[protocol.query_rows].tolist()):
+        raise DataError(
+            f"no query of {records.root} has its class in the gallery by another camera: check the camera column, or measure without cameras "
+            "with --protocol query-gallery"
+        )
+    return replace(protocol, name="cross-camera", sources=records.cameras, left_out="the query's class by the query's own camera")
+
+
+def _require_several(records: Records, gallery_rows: IntArray) -> None:
+    labels = np.unique(labels_of(records)[gallery_rows])
+    if len(labels) < 2:
+        raise DataError(one_class(records, int(labels[0])))
+
+
+def _without_own_picture(records: Records, protocol: Protocol) -> Protocol:
+    """Return the protocol with other boxes and names of a query's own picture taken out, where there are any."""
+    files = records.real_files()
+    numbers = {file: number for number, file in enumerate(files)}
+    sources = np.array([numbers[file] for file in files], np.int64)
+    searched = np.bincount(sources[protocol.gallery_rows], minlength=len(files))
+    if (searched[sources[protocol.query_rows]] <= protocol.leave_one_out).all():
+        return protocol
+    return replace(protocol, sources=sources, left_out="the query's class in the query's own picture")
 
 
 def add_distractors(records: Records, protocol: Protocol, distractors: Records) -> tuple[Records, Protocol]:
@@ -66,19 +114,23 @@ def add_distractors(records: Records, protocol: Protocol, distractors: Records) 
     """
     added = np.arange(len(records), len(records) + len(distractors))
     name = f"{protocol.name} +{len(distractors):,} distractors"
-    more = replace(protocol, name=name, gallery_rows=np.concatenate([protocol.gallery_rows, added]))
+    sources = None if protocol.sources is None else np.append(protocol.sources, np.full(len(added), -1))
+    more = replace(protocol, name=name, gallery_rows=np.concatenate([protocol.gallery_rows, added]), sources=sources)
     return records_with(records, distractors), more
 
 
 def choose_protocol(records: Records, name: str = "auto") -> Protocol:
-    """Return the protocol called ``name``; ``auto`` takes query-gallery where the records have both splits, else leave-one-out.
+    """Return the protocol called ``name``.
+
+    ``auto`` takes query-gallery where the records have both splits, cross-camera where they have cameras too, else leave-one-out.
 
     Raises:
         UsageError: there is no such protocol.
         DataError: the records do not suit it.
     """
     if name == "auto":
-        name = "query-gallery" if records.splits is not None and {"query", "gallery"} <= set(records.splits) else "leave-one-out"
+        asks_gallery = records.splits is not None and {"query", "gallery"} <= set(records.splits)
+        name = "leave-one-out" if not asks_gallery else "query-gallery" if records.cameras is None else "cross-camera"
     protocol: Protocol = catalog.find("protocols", name)(records)
     return protocol
 

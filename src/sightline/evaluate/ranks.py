@@ -44,36 +44,42 @@ class Truth(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SameLabel:
-    """The truth that labels name: right is what has the query's label, ``self_rows`` (the gallery row that each query is) left out."""
+    """The truth that labels name: right is what has the query's label, ``self_rows`` (the gallery row that each query is) left out.
+
+    With ``sources`` int64 (of the queries ``[Q]``, of the gallery ``[G]``), such as cameras, what has the query's label *and* source is junk.
+    """
 
     query_labels: IntArray
     gallery_labels: IntArray
     self_rows: IntArray | None = None
+    sources: tuple[IntArray, IntArray] | None = None
 
     @property
     def positives(self) -> Sequence[IntArray]:
         """See ``Truth``; made when asked for, since written out they would be as many as all pairs of a class."""
-        return _SameLabelRows(self)
+        return _SameLabelRows(self, of_own_source=False)
 
     @property
     def junk(self) -> Sequence[IntArray]:
         """See ``Truth``."""
-        return [np.empty(0, np.int64)] * len(self.query_labels)
+        return [np.empty(0, np.int64)] * len(self.query_labels) if self.sources is None else _SameLabelRows(self, of_own_source=True)
 
 
 class _SameLabelRows(Sequence[IntArray]):
-    def __init__(self, truth: SameLabel) -> None:
+    def __init__(self, truth: SameLabel, *, of_own_source: bool) -> None:
         self.by_label = np.argsort(truth.gallery_labels, kind="stable")
         in_order = truth.gallery_labels[self.by_label]
         self.start = np.searchsorted(in_order, truth.query_labels, side="left")
         self.stop = np.searchsorted(in_order, truth.query_labels, side="right")
-        self.self_rows = truth.self_rows
+        self.self_rows, self.sources, self.of_own_source = truth.self_rows, truth.sources, of_own_source
 
     def __len__(self) -> int:
         return len(self.start)
 
     def __getitem__(self, query: int) -> IntArray:  # type: ignore[override]  # no slices: nobody takes any
         rows = self.by_label[self.start[query] : self.stop[query]]
+        if self.sources is not None:
+            rows = rows[(self.sources[1][rows] == self.sources[0][query]) == self.of_own_source]
         return rows if self.self_rows is None else rows[rows != self.self_rows[query]]
 
 

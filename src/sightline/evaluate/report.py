@@ -289,8 +289,9 @@ def _add_method(page: Page, view: _View, command: str) -> None:
     asked = "the queries ask the gallery, and what does not count for a query is taken out of its ranking"
     if view.trial.self_rows is not None:
         asked = "every image asks all the others; it is never its own answer, left out by its row and not by its similarity"
+        asked += f"; {measured.left_out} is left out too" if measured.left_out else ""
     elif measured.by_labels:
-        asked = "the query split asks the gallery split, and nothing is left out"
+        asked = f"the query split asks the gallery split, and {measured.left_out or 'nothing'} is left out"
     page.section("Method", "How it was measured.")
     page.text(f"Protocol: {measured.protocol}: {asked}.")
     page.text(f"Ties: {measured.tie_rule}. Similarities are exact inner products in float32; no approximate index took part.")

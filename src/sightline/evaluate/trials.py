@@ -28,7 +28,7 @@ class Trial:
     ``queries`` ``[Q, D]`` and ``gallery`` ``[G, D]`` with the ``records`` rows they came from; ``truths`` by the name of their setting
     (a single one is called ""); ``self_rows`` ``[Q]`` the gallery row that each query is, in leave-one-out. ``groups`` ``[Q]``: queries of
     one group depend on each other. ``labels`` of the queries and of the gallery where they say what is right.
-    ``metrics`` are the measures to take, None for all that suit labels.
+    ``metrics`` are the measures to take, None for all that suit labels. ``left_out`` says in words what the junk is.
     """
 
     protocol: str
@@ -42,6 +42,7 @@ class Trial:
     self_rows: IntArray | None = None
     labels: tuple[IntArray, IntArray] | None = None
     metrics: tuple[str, ...] | None = None
+    left_out: str = ""
 
 
 def label_trial(descriptors: Descriptors, records: Records, protocol: Protocol) -> Trial:
@@ -57,6 +58,7 @@ def label_trial(descriptors: Descriptors, records: Records, protocol: Protocol) 
         place = np.full(len(records), -1, np.int64)
         place[gallery_rows] = np.arange(len(gallery_rows))
         self_rows = place[query_rows]
+    sources = None if protocol.sources is None else (protocol.sources[query_rows], protocol.sources[gallery_rows])
     return Trial(
         protocol=protocol.name,
         records=records,
@@ -64,10 +66,11 @@ def label_trial(descriptors: Descriptors, records: Records, protocol: Protocol) 
         gallery=taken(descriptors.vectors, gallery),
         query_rows=query_rows,
         gallery_rows=gallery_rows,
-        truths={"": SameLabel(labels[query_rows], labels[gallery_rows], self_rows)},
+        truths={"": SameLabel(labels[query_rows], labels[gallery_rows], self_rows, sources)},
         groups=labels[query_rows],
         self_rows=self_rows,
         labels=(labels[query_rows], labels[gallery_rows]),
+        left_out=protocol.left_out,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.contracts import Box, PatchFeatures
+from sightline.data.listing import save_drawing
 from sightline.errors import DataError, explain_os_error
 from sightline.html import Number, Page
 from sightline.lens import draw, pair
@@ -135,7 +136,7 @@ def _write(out: Path, names: tuple[str, str], numbers: dict[str, Any], lines: Im
 def _save(picture: Image.Image, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
+        save_drawing(picture, out)
     except OSError as error:
         raise explain_os_error(error, f"writing '{out}'") from error
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sightline.contracts import FloatArray, IntArray, Ranking
+from sightline.data.listing import DRAWN_BY, mark_drawing, save_drawing
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
 from sightline.errors import counted, explain_os_error
@@ -123,9 +124,10 @@ def _write_sheets(out: Path, sheets: Sheets) -> None:
             if sheet is None:
                 file.unlink(missing_ok=True)
             elif isinstance(sheet, Image.Image):
-                sheet.save(file)
+                save_drawing(sheet, file)
             else:
-                sheet.savefig(file, dpi=150, facecolor="white", bbox_inches="tight")
+                sheet.savefig(file, dpi=150, facecolor="white", bbox_inches="tight", metadata={"Software": DRAWN_BY})
+                mark_drawing(file)
         except OSError as error:
             raise explain_os_error(error, f"writing '{file}'") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,20 @@ from sightline.workflows.common import read_data, write_bad_files
 _FOLDERS_OF = {"copydays": {"original", "strong", "jpegqual", "crops"}, "places": {"query", "reference"}}
 """Benchmarks whose folders would be taken for classes."""
 
+_FILES_OF = {
+    "gnd_*": "--protocol revisited",
+    "ImageSets/20*": "--protocol davis",
+    "retrieval_solution_v2.1.csv": "--protocol gldv2",
+    "image_class_labels.txt": "--data {0}/images, or --dataset cub for the whole set",
+    "Ebay_test.txt": "--dataset sop",
+    "Eval/list_eval_partition.txt": "--dataset inshop",
+    "annotations/*.json": "--protocol detect (for its objects)",
+    "annotations/*/*.png": "--protocol in-context (for its masks)",
+    "valannot": "--protocol in-context (for its masks)",
+    "masks/*/*.png": "--protocol in-context (for its masks)",
+}
+"""What tells a data set's own layout by a file in it, and what reads it."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -57,9 +72,13 @@ class Evaluation:
         size = f"{counted(found.num_queries, 'query', 'queries')} in {counted(found.num_gallery, 'image')}"
         size += f" of {counted(found.num_groups, 'class', 'classes')}" if found.by_labels else ""
         reranked = f", {self.rerank} over the {found.rerank_top:,} closest" if found.rerank_top is not None else ""
-        lines = [f"{self.model} on {self.data}: {self.part}, {found.protocol}, {size}{reranked}"]
+        left_out = f" ({found.left_out} left out)" if found.left_out else ""
+        lines = [f"{self.model} on {self.data}: {self.part}, {found.protocol}{left_out}, {size}{reranked}"]
         width = max(12, *map(len, found.metrics))
         for name, value in found.metrics.items():
+            if np.isnan(value):
+                lines.append(f"  {name:{width}} -        (nothing to find, or nothing wrong to find)")
+                continue
             low, high = found.intervals.get(name, (float("nan"), float("nan")))
             spread = "" if np.isnan(low) else f"   [{low:.4f}, {high:.4f}]"
             lines.append(f"  {name:{width}} {value:.4f}{spread}")
@@ -155,6 +174,8 @@ def _judged(
 def _labelled(
     data: str | Path, model: str, bad_files: BadFiles, *, dataset: str, verify: bool, protocol: str, split: str, distractors: Path | None
 ) -> _Task:
+    if dataset == "auto" and protocol == "auto":
+        _require_class_folders(Path(data))
     records = read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True)
     mistaken = next(
         (name for name, folders in _FOLDERS_OF.items() if records.num_classes > 1 and folders.issuperset(records.class_names)), ""
@@ -168,6 +189,19 @@ def _labelled(
     if distractors is not None:
         measured, chosen = add_distractors(measured, chosen, read_data(distractors, bad_files))
     return _Task(measured, partial(label_trial, records=measured, protocol=chosen), part.words, part.learnt)
+
+
+def _require_class_folders(data: Path) -> None:
+    """Refuse a folder in the layout of a data set that is read otherwise: its folders are no classes.
+
+    Raises:
+        UsageError: it is one.
+    """
+    option = next((option for file, option in _FILES_OF.items() if data.is_dir() and any(data.glob(file))), None)
+    if option is not None:
+        raise UsageError(
+            f"'{data}' looks like a data set in its own layout: give {option.format(data)}; or --protocol leave-one-out if its folders are classes"
+        )
 
 
 def _write(
@@ -221,12 +255,43 @@ def part_to_measure(records: Records, model: str, split: str) -> Part:
     if split == "all":
         return Part(records, "all images")
     if split != "auto":
-        return Part(records.split(split), f"split {split}", learnt if split != "train" else None)
+        return Part(records.split(split), f"split {split}{_learnt_from(records.split(split), model)}", learnt if split != "train" else None)
     if {"query", "gallery"} <= present:
-        return Part(records.select(np.isin(splits, ["query", "gallery"])), "splits query and gallery", learnt)
+        part = records.select(np.isin(splits, ["query", "gallery"]))
+        return Part(part, f"splits query and gallery{_learnt_from(part, model)}", learnt)
     if "test" in present:
-        return Part(records.split("test"), "split test", learnt)
+        return Part(records.split("test"), f"split test{_learnt_from(records.split('test'), model)}", learnt)
+    if "train" in present and len(present) > 1:
+        return _beside_train(records, model, sorted(present - {"train"}), learnt)
     return _unseen_classes(records, Path(model))
+
+
+def _beside_train(records: Records, model: str, others: list[str], learnt: Records | None) -> Part:
+    """Return the one split beside train: images of it may be learnt from, and are not measured without being asked for.
+
+    Raises:
+        UsageError: there are several.
+    """
+    name = "val" if "val" in others else others[0]
+    if len(others) > 1 and name != "val":
+        raise UsageError(
+            f"{records.root} has the splits train, {', '.join(others)} and no test: say which to measure with --split {name}, or --split all"
+        )
+    part = records.split(name)
+    chose = " (where it chose the model: slightly optimistic)" if name == "val" and classes_of_run(Path(model))[0] else ""
+    return Part(part, f"split {name}{chose}{_learnt_from(part, model)}", learnt)
+
+
+def _learnt_from(part: Records, model: str) -> str:
+    """Return, for what is said of a part, that training learnt from its classes, where it did."""
+    learnt, _ = classes_of_run(Path(model))
+    names = {part.class_names[label] for label in np.flatnonzero(part.class_counts())}
+    known = len(names & learnt)
+    if not known:
+        return ""
+    if known == len(names):
+        return " (training learnt from all of these classes: no measure of how it does on others)"
+    return f" (training learnt from {known:,} of these {len(names):,} classes)"
 
 
 def _unseen_classes(records: Records, model: Path) -> Part:
@@ -253,7 +318,12 @@ def classes_of_run(model: Path) -> tuple[frozenset[str], frozenset[str]]:
         if facts.is_file():
             try:
                 known: Mapping[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
-                return frozenset(known["training_classes"]), frozenset(known["validation_classes"])
+                # In the form that class names are read in: runs of older versions kept that of the file system.
+                training, validation = (
+                    frozenset(unicodedata.normalize("NFC", name) for name in known[f"{part}_classes"])
+                    for part in ("training", "validation")
+                )
+                return training, validation
             except (OSError, json.JSONDecodeError, KeyError) as error:
                 raise DataError(f"'{facts}' cannot be read ({error}): pass --split all to measure every image") from error
     return frozenset(), frozenset()

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.judged import Judged, Judgements, absent, check_complete
-from sightline.data.records import Records, find_images
+from sightline.data.listing import find_images
+from sightline.data.records import Records
 from sightline.errors import DataError
 
 NUM_ORIGINALS, NUM_STRONG = 157, 229

@@ -23,6 +23,7 @@ from PIL import Image
 
 from sightline.data.images import BadImage, read_bytes
 from sightline.data.judged import absent
+from sightline.data.listing import save_drawing
 from sightline.errors import DataError, nearest
 
 Year = Literal["2016", "2017"]
@@ -195,4 +196,4 @@ def write_mask(path: Path, mask: MaskArray) -> None:
     image = Image.fromarray(mask)
     image.putpalette(palette())
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "PNG")
+    save_drawing(image, path, tagged=False)  # a submission holds nothing but masks
