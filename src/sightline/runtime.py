@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sightline.errors import DeviceError, nearest
+from sightline.errors import DeviceError, UsageError, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,20 @@ def num_cpus() -> int:
 def cache_folder() -> Path:
     """Return the folder for derived files that may be deleted at any time (``SIGHTLINE_CACHE`` moves it)."""
     return Path(os.environ.get("SIGHTLINE_CACHE", Path.home() / ".cache" / "sightline"))
+
+
+def weights_folder() -> Path | None:
+    """Return the folder that stands in for the model hub (``SIGHTLINE_WEIGHTS``), None where there is none.
+
+    Raises:
+        UsageError: it is set to what is no folder.
+    """
+    named = os.environ.get("SIGHTLINE_WEIGHTS", "")
+    if named and not Path(named).is_dir():
+        raise UsageError(
+            f"SIGHTLINE_WEIGHTS is '{named}', which is no folder: name one that holds files such as NAME.safetensors, or unset it"
+        )
+    return Path(named) if named else None
 
 
 def hub_is_offline() -> bool:

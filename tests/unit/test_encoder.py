@@ -207,7 +207,7 @@ def test_a_damaged_folder_is_refused_in_one_line(encoder: Encoder, tmp_path: Pat
     [
         ("nowhere", "no model at"),
         ("random:vit_tinny_patch16_224", "did you mean"),
-        ("timm:vit_tiny_patch16_224", r"weights=/path/to/model\.safetensors"),
+        ("timm:vit_tiny_patch16_224", "set SIGHTLINE_WEIGHTS to it"),
     ],
 )
 def test_an_unknown_source_says_what_to_do(source: str, message: str) -> None:

@@ -101,7 +101,7 @@ def test_the_weights_of_a_model_folder_bring_its_input_along(tmp_path: Path) -> 
 
 
 def test_a_folder_that_tells_no_input_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"format": "sightline-model"}')
     with pytest.raises(ModelError, match="does not tell how images enter"):
         resolved(ImageSpec.of_backbone(), ModelSpec(weights=str(tmp_path)))
 

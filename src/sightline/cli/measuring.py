@@ -7,12 +7,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sightline.cli.options import Dataset, Device, Json, PrecisionOption, Verify, command_line, note, parse_box, print_json
+from sightline.cli.options import (
+    Backbone,
+    Dataset,
+    Device,
+    Json,
+    Model,
+    PrecisionOption,
+    Verify,
+    command_line,
+    note,
+    parse_box,
+    print_json,
+    with_backbone,
+)
 from sightline.imports import without_collecting
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    model: Model,
     data: Annotated[Path, typer.Option("--data", "--images", help="class folders, a manifest, or a data set's own folder")] = ...,  # type: ignore[assignment]
     dataset: Dataset = "auto",
     verify: Verify = True,
@@ -27,6 +40,7 @@ def evaluate(
     rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
     rerank_top: Annotated[int | None, typer.Option(min=1, help="candidates to re-rank (default: all, or 1,000 in a large gallery)")] = None,
     report: Annotated[Path | None, typer.Option(help="write index.html and metrics.json into this folder")] = None,
+    backbone: Backbone = "",
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
@@ -38,6 +52,7 @@ def evaluate(
     with without_collecting():
         from sightline.workflows import classifying, dense, measuring
 
+    model = with_backbone(model, backbone)
     how: dict[str, Any] = {"dataset": dataset, "verify": verify, "split": split}
     how |= {"report": report, "device": device, "precision": precision, "command": command_line()}
     found: dense.DenseEvaluation | classifying.Classified | measuring.Evaluation
@@ -68,7 +83,7 @@ def evaluate(
 
 
 def probe(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    model: Model,
     data: Annotated[list[Path], typer.Option("--data", "--images", help="class folders or a manifest; repeat for the mean over several")],
     kind: Annotated[
         Literal["knn", "linear", "fewshot", "all", "finetune"], typer.Option(help="which classifiers to fit, or to train the whole model")
@@ -77,6 +92,7 @@ def probe(
     image_px: Annotated[int, typer.Option(min=0, help="finetune: the images' side (default: the model's own)", show_default=False)] = 0,
     seed: Annotated[int, typer.Option(help="divides data without splits, and draws the few shots")] = 0,
     report: Annotated[Path | None, typer.Option(help="write metrics.json into this folder")] = None,
+    backbone: Backbone = "",
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
@@ -90,6 +106,7 @@ def probe(
     with without_collecting():
         from sightline.workflows import transferring
 
+    model = with_backbone(model, backbone)
     found = transferring.transfer(
         model,
         data,
@@ -133,7 +150,7 @@ def compare(
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    model: Model,
     data: Annotated[
         Path, typer.Option("--images", "--data", help="a folder of images or a manifest; labels, where there are any, are used")
     ] = ...,  # type: ignore[assignment]
@@ -141,6 +158,7 @@ def inspect(
     out: Annotated[Path, typer.Option(help="folder for index.html, numbers.json and pictures")] = Path("inspection"),
     dataset: Dataset = "auto",
     verify: Verify = True,
+    backbone: Backbone = "",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -153,6 +171,7 @@ def inspect(
     with without_collecting():
         from sightline.workflows import looking
 
+    model = with_backbone(model, backbone)
     numbers = looking.inspect(model, data, out, beside=beside or (), dataset=dataset, verify=verify, device=device, command=command_line())
     if as_json:
         print_json(numbers)
@@ -160,7 +179,7 @@ def inspect(
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    model: Model,
     image: Annotated[Path, typer.Argument(help="a picture")],
     other: Annotated[Path, typer.Argument(help="the picture that it matches, or does not")],
     out: Annotated[Path, typer.Option(help="a .html page, or .png or .jpg for the drawings alone")] = Path("match.html"),
@@ -171,6 +190,7 @@ def explain(
     most: Annotated[int, typer.Option(min=1, help="matches to draw; --json has all")] = 24,
     least: Annotated[float, typer.Option(min=-1, max=1, help="leave out matches of a lower similarity")] = -1.0,
     ratio: Annotated[float, typer.Option(min=0, max=1, help="keep what is so much closer than the second closest; 1 keeps all")] = 1.0,
+    backbone: Backbone = "",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -183,6 +203,7 @@ def explain(
     with without_collecting():
         from sightline.workflows import looking
 
+    model = with_backbone(model, backbone)
     told = looking.explain(
         model,
         (image, other),

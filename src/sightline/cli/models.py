@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from sightline.cli.options import Dataset, Device, Json, Verify, command_line, note, print_json
+from sightline.cli.options import Backbone, Dataset, Device, Json, Model, Verify, command_line, note, print_json, with_backbone
 from sightline.imports import without_collecting
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME or random:NAME")],
+    model: Model,
     format: Annotated[Literal["onnx"], typer.Option(help="the format to write")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="the file; by default model.onnx beside the model")] = None,
+    backbone: Backbone = "",
     as_json: Json = False,
 ) -> None:
     """Write the model for another runtime, and compare the two.
@@ -24,6 +25,7 @@ def export(
     with without_collecting():
         from sightline.workflows import looking
 
+    model = with_backbone(model, backbone)
     done = looking.export(model, out)
     if as_json:
         print_json(done)
@@ -33,7 +35,7 @@ def export(
 
 
 def reduce(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME or random:NAME")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="the model folder to write")],
     data: Annotated[
         Path | None, typer.Option("--data", "--images", help="images to fit on: class folders, a manifest, or a data set's own folder")
@@ -48,6 +50,7 @@ def reduce(
     scale_p: Annotated[float, typer.Option("--scale-p", help="power of the mean over scales; other than 1 for GeM only")] = 1.0,
     dataset: Dataset = "auto",
     verify: Verify = True,
+    backbone: Backbone = "",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -60,6 +63,7 @@ def reduce(
     with without_collecting():
         from sightline.workflows import reducing
 
+    model = with_backbone(model, backbone)
     settings = [f"pca={pca}", f"whiten={whiten}", f"scales={scales}", f"scale_p={scale_p}"]
     settings += [f"{key}={value}" for key, value in (("pooling", pooling), ("gem_p", gem_p)) if value is not None]
     done = reducing.reduce(model, out, data=data, settings=settings, dataset=dataset, verify=verify, device=device, command=command_line())

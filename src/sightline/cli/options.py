@@ -15,9 +15,16 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 PrecisionOption = Annotated[
     Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware multiplies it")
 ]
+Model = Annotated[str, typer.Argument(help="a model or run folder, a weights file, timm:NAME, random:NAME, or a hub id")]
+Backbone = Annotated[str, typer.Option("--backbone", help="the timm network of a weights file that does not tell, NAME or NAME@PX")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Dataset = Annotated[str, typer.Option("--dataset", help="auto (class folders or a manifest), cub, sop, inshop")]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="check a named data set's official counts; a subset needs --no-verify")]
+
+
+def with_backbone(model: str, backbone: str) -> str:
+    """Return the model's name with the network that ``--backbone`` gives it."""
+    return f"{model},backbone={backbone}" if model and backbone else model
 
 
 def command_line() -> str:

@@ -8,15 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sightline.cli.options import Device, Json, PrecisionOption, command_line, note, parse_box, print_json
+from sightline.cli.options import Backbone, Device, Json, Model, PrecisionOption, command_line, note, parse_box, print_json, with_backbone
 from sightline.errors import UsageError
 from sightline.imports import without_collecting
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="a model or run folder, timm:NAME, random:NAME, or a hub id")],
+    model: Model,
     images: Annotated[Path, typer.Option("--images", "--data", help="a folder of images or a manifest")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="a .parquet file (path, vector) or .npy (vectors alone)")] = ...,  # type: ignore[assignment]
+    backbone: Backbone = "",
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
@@ -28,6 +29,7 @@ def embed(
     with without_collecting():
         from sightline.workflows import searching
 
+    model = with_backbone(model, backbone)
     done = searching.embed(model, images, out, device=device, precision=precision)
     if as_json:
         print_json(
@@ -62,6 +64,7 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="take out all that is no longer where it came from: links, shares and folders that are away too")
     ] = False,
+    backbone: Backbone = "",
     device: Device = "auto",
     precision: PrecisionOption = "auto",
     as_json: Json = False,
@@ -73,6 +76,7 @@ def index(
     with without_collecting():
         from sightline.workflows import searching
 
+    model = with_backbone(model, backbone)
     try:
         answer, text = searching.index(
             index,
@@ -119,6 +123,7 @@ def search(
     rerank_top: Annotated[int | None, typer.Option(min=1, help="closest items to re-rank (default: 1,000)")] = None,
     html: Annotated[Path | None, typer.Option(help="write the answers as one page with pictures")] = None,
     model: Annotated[str, typer.Option(help="where the index's model is now, if it has moved")] = "",
+    backbone: Backbone = "",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -134,6 +139,7 @@ def search(
     with without_collecting():
         from sightline.workflows import searching
 
+    model = with_backbone(model, backbone)
     answers = searching.search(
         index,
         asked,

@@ -105,6 +105,7 @@ def guess(encoder: Encoder, records: Records, bad_files: BadFiles, *, precision:
         ):
             with torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
                 logits = encoder.logits(images).float()
+            encoder.require_numbers(logits.cpu().numpy(), "logits")
             probability = logits.softmax(dim=1)
             own = probability.gather(1, torch.from_numpy(targets[rows]).to(logits.device)[:, None])
             classes = logits.topk(min(NUM_GUESSES, len(names)), dim=1).indices

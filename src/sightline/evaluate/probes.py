@@ -31,6 +31,12 @@ BLOCK_BYTES = 2**27
 """One block of logits: the full batch of a large set would not fit."""
 
 
+def _require_finite(features: FloatArray) -> None:
+    bad = ~np.isfinite(features).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{np.count_nonzero(bad)} of {len(features)} features hold NaN or infinity: no classifier of them means anything")
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
     """A linear classifier of features: ``weight`` float64 ``[D, C]`` and ``bias`` float64 ``[C]``."""
@@ -40,6 +46,7 @@ class Linear:
 
     def predict(self, features: FloatArray) -> IntArray:
         """Return the class int64 ``[M]`` of each row: the largest logit, ties by the lower label."""
+        _require_finite(features)
         rows = max(1, BLOCK_BYTES // (8 * self.weight.shape[1]))
         parts = [(features[first : first + rows] @ self.weight + self.bias).argmax(axis=1) for first in range(0, len(features), rows)]
         return np.concatenate([np.empty(0, np.int64), *parts])
@@ -55,6 +62,7 @@ class Scaling:
     @classmethod
     def of(cls, features: FloatArray) -> Scaling:
         """Return the scaling that standardises ``features``; a constant feature becomes 0."""
+        _require_finite(features)
         return cls(features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + DEVIATION_FLOOR)
 
     def __call__(self, features: FloatArray) -> DoubleArray:
@@ -79,6 +87,8 @@ def knn(
 
     Source: Wu et al. 2018, arXiv 1805.01978, section 3.4; K and temperature of Caron et al. 2021, arXiv 2104.14294.
     """
+    _require_finite(train)
+    _require_finite(test)
     found = nearest(test, train, k, device=device)
     vote = np.exp((found.similarity - found.similarity[:, :1]).astype(np.float64) / temperature)  # [Q, K]
     classes = labels[found.rows]

@@ -6,6 +6,8 @@ import logging
 import socket
 import urllib.parse
 import urllib.request
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ from torch import nn
 
 from sightline.contracts import Tokens
 from sightline.errors import ModelError, first_line, nearest
-from sightline.nn.checkpoints import load_weights
+from sightline.nn import which_backbone
+from sightline.nn.checkpoints import load_weights, require_finite
 from sightline.nn.families import fix_positions
+from sightline.nn.layouts import BESIDE
 from sightline.nn.multiscale import rescale
 from sightline.nn.positions import resize_positions_as_dino
 from sightline.recipe import ModelSpec
@@ -35,6 +39,10 @@ SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError)
 """How timm's networks refuse an image of another size than their own."""
 
 log = logging.getLogger(__name__)
+
+
+class NoHubError(ModelError):
+    """The model hub has not given the weights; the message is for who trains."""
 
 
 class Backbone(nn.Module):
@@ -190,24 +198,37 @@ def build(spec: ModelSpec, image_px: int) -> Backbone:
         ModelError: an unknown backbone or argument, or weights that are not to be had; says what to do instead.
     """
     weights = spec.weights
+    local = which_backbone.local_weights(spec.backbone) if weights in ("hub", "auto") else None
+    if local is not None:
+        log.warning("%s: weights from %s (SIGHTLINE_WEIGHTS)", spec.backbone, local)
+        weights = str(local)
     if weights == "auto":
         weights = "hub" if hub_is_reachable() else "random"
         if weights == "random":
             log.warning("the model hub cannot be reached: %s starts from random weights", spec.backbone)
     net = _create(spec, image_px, pretrained=weights == "hub")
+    if weights == "hub":
+        require_finite(net.state_dict(), f"the hub's {spec.backbone}")
     backbone = Backbone(net)
     if weights not in ("hub", "random"):
         left_out = load_weights(net, Path(weights), spec.positions_resize)
         if spec.pooling == "class_attention":  # whose own weights the encoder takes from there
             left_out = [name for name in left_out if not name.startswith("class_attention.")]
         if left_out:
-            log.warning("%s: left out %s", weights, ", ".join(left_out))
+            log.warning("%s: left out %s", weights, ", ".join(_summed_up(left_out)))
     if spec.checkpoint_gradients:
         net.set_grad_checkpointing(True)
     backbone.freeze(spec.frozen)
     if spec.scales != (1.0,):
         backbone.eval().require_sizes(spec, image_px)
     return backbone.train()
+
+
+def _summed_up(names: Sequence[str]) -> list[str]:
+    """Return the names, those of a part that has many by the part's name and their number."""
+    parts = Counter(name.removeprefix(BESIDE).partition(".")[0] for name in names)
+    few = [name.removeprefix(BESIDE) for name in names if parts[name.removeprefix(BESIDE).partition(".")[0]] <= 4]
+    return few + [f"{part} ({num} weights)" for part, num in parts.items() if num > 4]
 
 
 def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
@@ -230,9 +251,9 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {first_line(error)}") from error
-        raise ModelError(
-            f"the weights of {spec.backbone} could not be had from the model hub ({first_line(error)}): where there is no network, pass a "
-            "downloaded file with --set weights=/path/to/model.safetensors, or start from scratch with --set weights=random"
+        raise NoHubError(
+            f"the weights of {spec.backbone} could not be had from the model hub ({first_line(error)}): where there is no network, train from a "
+            "downloaded file with --set weights=/path/to/model.safetensors, or from scratch with --set weights=random"
         ) from error
     except (TypeError, AssertionError, ValueError) as error:
         raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Weights from files in the public layouts: timm's, a Sightline model folder, DINO's and SelfPatch's, and the JAX originals of ViT, hybrids and BiT.
+"""Weights from files in the public layouts: timm's, a Sightline model folder, the JAX originals of ViT, hybrids and BiT, and those of ``layouts``.
 
 Every layout is first put under timm's names, and then held to one rule: all that the network learns is in the file, and what the file
 holds beyond it is a head, which is listed and left out. A file is read as numbers: none can run code.
@@ -7,6 +7,10 @@ holds beyond it is a head, which is listed and left out. A file is read as numbe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import json
+import logging
 import pickle
 import re
 import sys
@@ -16,14 +20,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from sightline.errors import ModelError, first_line
+from sightline.nn import which_backbone
+from sightline.nn.jax_checkpoints import read_jax
+from sightline.nn.layouts import AVERAGES, BESIDE, CONTAINERS, as_timm_names
 from sightline.nn.positions import resize_positions
 from sightline.recipe import PositionsResize
 
@@ -41,6 +46,17 @@ HEAD_PREFIXES = (
     "class_attention.",
     "c_head.",
     "p_head.",
+    "heads.",
+    "pooler.",
+    "cls_classifier.",
+    "distillation_classifier.",
+    "decoder.",
+    "text_model.",
+    "text_projection",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    BESIDE,
 )
 """Weights that a file may hold and a headless backbone has no place for: the one list that loading may leave out."""
 
@@ -51,8 +67,10 @@ SELFPATCH_NAMES = (
 )
 """What the beginning of a name of the SelfPatch authors' class attention becomes in an ``Encoder``; the first that fits is taken."""
 
-TRIGGERS = ("mask_token",)
-"""Of no use to a network, but timm knows a layout by them: they are left out after it has renamed."""
+log = logging.getLogger(__name__)
+
+TRIGGERS = ("mask_token", "storage_tokens", "register_tokens")
+"""What timm knows a layout by, under names that no network has."""
 
 
 def load_weights(net: nn.Module, source: Path, positions_resize: PositionsResize = "timm") -> list[str]:
@@ -68,39 +86,108 @@ def load_weights(net: nn.Module, source: Path, positions_resize: PositionsResize
     learned = net.state_dict().keys()
     computed = {name for name, _ in net.named_buffers()} - learned
     left_out = [name for name in weights if name not in learned and (name in computed or name.startswith((*HEAD_PREFIXES, *TRIGGERS)))]
-    weights = {name: value for name, value in weights.items() if name not in left_out or name in TRIGGERS}
+    held, weights = weights, {name: value for name, value in weights.items() if name not in left_out or name in TRIGGERS}
     try:
         if positions_resize == "jax":
             weights |= _positions_as_jax(weights, net)
-        missing, unexpected = net.load_state_dict(_as_timm(weights, net), strict=False)  # held to the one list just below
-    except (RuntimeError, AttributeError) as error:
-        lines = str(error).splitlines()
+        weights = _as_timm(weights, net)
+        _require_numbers(weights, source)
+        missing, unexpected = net.load_state_dict(weights, strict=False)  # held to the one list just below
+    except (RuntimeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
         raise ModelError(
-            f"'{source}' holds weights of another shape than this backbone: {lines[min(1, len(lines) - 1)].strip()[:200]}"
+            f"'{source}' holds weights of another shape than this backbone: {lines[min(1, len(lines) - 1)].strip()[:200]}{_remedy(held, source)}"
         ) from error
-    strange = [name for name in unexpected if name not in TRIGGERS]
+    heads = [name for name in unexpected if name.startswith(HEAD_PREFIXES)]
+    strange = [name for name in unexpected if name != "mask_token" and name not in heads]
     if missing or strange:
         raise ModelError(
             f"'{source}' holds weights of another network: {len(missing)} missing (such as {missing[0] if missing else '-'}), "
-            f"{len(strange)} unknown (such as {strange[0] if strange else '-'}); set model.backbone to the one that they were made for"
+            f"{len(strange)} unknown (such as {strange[0] if strange else '-'}){_remedy(held, source)}"
         )
-    return left_out
+    require_finite(net.state_dict(), source)
+    return [name for name in left_out if name not in TRIGGERS] + heads
+
+
+def _remedy(weights: dict[str, torch.Tensor], source: Path) -> str:
+    """Return what to do where a file and a network do not fit: the backbone that would, where the file or its weights tell it."""
+    told = which_backbone.told(source) or which_backbone.told_by_transformers(source, weights)
+    fitting = [told] if told else which_backbone.fitting(weights)
+    if fitting:
+        return f"; they fit backbone={' or backbone='.join(fitting)}"
+    return "; name the timm network that they were made for as the backbone, or save them under timm's names"
+
+
+def require_finite(weights: Mapping[str, torch.Tensor], source: Path | str) -> None:
+    """Hold weights and statistics to being numbers, whatever they come from.
+
+    Raises:
+        ModelError: one holds NaN or infinity.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            num = int((~torch.isfinite(value)).sum())
+            raise ModelError(
+                f"'{source}' holds NaN or infinity in {name} ({num:,} of {value.numel():,} values), so no descriptor of it means anything: "
+                "take weights of before that, or another file"
+            )
+
+
+def _require_numbers(weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Refuse quantised weights, whose integers would be taken for the values that they stand for."""
+    for name, value in weights.items():
+        if name.endswith(".weight") and not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ModelError(f"'{source}' holds {name} as {kind}, quantised: give the weights in float16, bfloat16 or float32")
 
 
 def read_weights(source: Path) -> dict[str, torch.Tensor]:
     """Return what a file holds under timm's names, heads included (a JAX file's tanh layer is ``pre_logits.weight`` and ``.bias``).
 
-    The file is a ``.safetensors``, a ``.pth``, ``.pt`` or ``.bin`` of torch, an ``.npz`` of the JAX originals, or a model folder.
+    The file is a ``.safetensors`` (or the ``.index.json`` of several), a ``.pth``, ``.pt``, ``.bin``, ``.ckpt`` or ``.pth.tar`` of torch, an
+    ``.npz`` of the JAX originals, or a folder that holds ``model.safetensors`` or ``pytorch_model.bin``.
 
     Raises:
         ModelError: no such file, or none of these formats.
     """
-    file = source / "model.safetensors" if source.is_dir() else source
-    if file.suffix not in READERS:
+    file = weights_in(source)
+    kind = next((ending for ending in READERS if file.name.endswith(ending)), None)
+    if kind is None:
         raise ModelError(f"weights must be a file that ends in {', '.join(READERS)}, or a model folder; got '{source}'")
     if not file.is_file():
         raise ModelError(f"no weights at '{file}': pass a weights file, a model folder, 'hub' or 'random'")
-    return READERS[file.suffix](file)
+    return READERS[kind](file)
+
+
+def layout_of(source: Path) -> str:
+    """Return the layout of a weights file where that tells how its authors give it images: ``torchvision`` (a ViT), ``dino`` (a whole run), or "".
+
+    A file that cannot be read has none: what is wrong with it is said when it is loaded.
+    """
+    file = weights_in(source)
+    try:
+        if file.name.endswith(".safetensors"):
+            with safe_open(file, "pt") as held:
+                names = set(held.keys())
+        elif file.suffix in (".pth", ".pt", ".bin"):
+            whole = read_torch(file)
+            if isinstance(whole, Mapping) and {"teacher", "student"} <= whole.keys():
+                return "dino"
+            inner = next((whole[name] for name in CONTAINERS if isinstance(whole, Mapping) and isinstance(whole.get(name), Mapping)), whole)
+            names = set(map(str, inner)) if isinstance(inner, Mapping) else set()
+        else:
+            return ""
+    except (ModelError, SafetensorError, OSError):
+        return ""
+    return "torchvision" if any(name.endswith("encoder.layers.encoder_layer_0.ln_1.weight") for name in names) else ""
+
+
+def weights_in(source: Path) -> Path:
+    """Return the file of a folder's weights, by the names that Sightline, timm and transformers give them; a file as it is."""
+    if not source.is_dir():
+        return source
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "open_clip_model.safetensors")
+    return next((source / name for name in names if (source / name).is_file()), source / names[0])
 
 
 def _positions_as_jax(weights: dict[str, torch.Tensor], net: Any) -> dict[str, torch.Tensor]:
@@ -117,10 +204,24 @@ def _as_timm(weights: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torc
     rename = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)
     if rename is None:
         return weights
-    with warnings.catch_warnings():
+    if "storage_tokens" in weights and not any(name.endswith("q_bias") for name, _ in net.named_parameters()):
+        weights = _without_empty_biases(weights)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # timm prints which biases a network lacks
         warnings.simplefilter("ignore")
-        renamed: dict[str, torch.Tensor] = rename(weights, net)
+        renamed: dict[str, torch.Tensor] = rename(dict(weights), net)
     return renamed
+
+
+def _without_empty_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return DINOv3's weights for a network without biases of queries and values, which timm would drop whatever they are.
+
+    Raises:
+        ValueError: they are not zero.
+    """
+    biases = [name for name in weights if name.endswith("attn.qkv.bias")]
+    if any(bool(weights[name].nan_to_num().any()) for name in biases):
+        raise ValueError("its biases of queries and values are not zero, and this backbone has none")
+    return {name: value for name, value in weights.items() if name not in biases}
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -128,7 +229,37 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         held: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"'{file}' is not a readable safetensors file ({first_line(error)})") from error
-    return {name.removeprefix("backbone.net."): value for name, value in held.items()}
+    return _named(held, file)
+
+
+def _read_shards(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        names = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"'{file}' does not tell the files of its weights ({first_line(error)})") from error
+    held: dict[str, torch.Tensor] = {}
+    for part in (file.parent / Path(name).name for name in names):
+        if not part.is_file():
+            raise ModelError(
+                f"'{part.name}' is missing beside '{file}': its weights are spread over {len(names)} files, all of them are needed"
+            )
+        held |= load_file(part)
+    return _named(held, file)
+
+
+def _named(held: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights under names that timm reads, and say which were taken where a file has an average beside what it is one of."""
+    named, chosen = as_timm_names({_as_encoder(name): value for name, value in held.items()}, HEAD_PREFIXES)
+    if chosen and any(name.startswith(BESIDE) for name in named):
+        log.warning("%s: took %s, of the sets of weights that it holds", file, chosen)
+    return named
+
+
+def _as_encoder(name: str) -> str:
+    """Return the name of SelfPatch's class attention as an ``Encoder`` has it; others as they are."""
+    bare = re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
+    changed = renamed(bare, SELFPATCH_NAMES)
+    return changed if changed != bare else name
 
 
 # --- torch files: the original DINO and what is laid out like it ---------------------------------------------------------------------
@@ -172,99 +303,21 @@ def renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
 
 
 def _without_wrappers(held: Any, file: Path) -> dict[str, torch.Tensor]:
-    """Return the backbone and heads of a torch file: the teacher of a DINO run, which is what its authors evaluate; ``model`` elsewhere."""
-    for name in ("teacher", "model", "state_dict"):
-        if isinstance(held, Mapping) and isinstance(held.get(name), Mapping):
-            held = held[name]
-            break
+    """Return the backbone and heads of a torch file: of its sets of weights the first of ``CONTAINERS``, told where others are left."""
+    found = [name for name in CONTAINERS if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)]
+    if found:
+        if len(found) > 1 and found[0] in AVERAGES:
+            log.warning("%s: took %s, of %s", file, found[0], ", ".join(found))
+        held = held[found[0]]
+    whole = held
+    if isinstance(held, Mapping):
+        held = {name: value for name, value in held.items() if not isinstance(value, int | float | str)}  # an epoch, a version
     if not isinstance(held, Mapping) or not held or not all(isinstance(value, torch.Tensor) for value in held.values()):
-        what = f"a dictionary of {', '.join(map(str, list(held)[:5]))}" if isinstance(held, Mapping) else f"a {type(held).__name__}"
-        raise ModelError(f"'{file}' holds {what}, not weights: save the state_dict, alone or under teacher, model or state_dict")
-    return {renamed(str(name).removeprefix("module.").removeprefix("backbone."), SELFPATCH_NAMES): value for name, value in held.items()}
-
-
-# --- the JAX originals: google-research/vision_transformer and google-research/big_transfer ------------------------------------------
-
-Arrays = dict[str, npt.NDArray[np.float32]]
-
-
-def _from_one_to_zero(match: re.Match[str]) -> str:
-    return f"stages.{int(match[1]) - 1}.blocks.{int(match[2]) - 1}."
-
-
-JAX_NAMES: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
-    (r"^cls$", "cls_token"),
-    (r"^embedding/", "patch_embed.proj."),
-    (r"^Transformer/posembed_input/pos_embedding$", "pos_embed"),
-    (r"^Transformer/encoder_norm/", "norm."),
-    (r"^Transformer/encoderblock_(\d+)/", r"blocks.\1."),
-    (r"LayerNorm_0/", "norm1."),
-    (r"LayerNorm_[12]/", "norm2."),  # the published files count all modules of a block together, Flax Linen each kind by itself
-    (r"MultiHeadDotProductAttention_[01]/out/", "attn.proj."),
-    (r"MultiHeadDotProductAttention_[01]/(query|key|value)/", r"attn.\1."),
-    (r"MlpBlock_[03]/Dense_0/", "mlp.fc1."),
-    (r"MlpBlock_[03]/Dense_1/", "mlp.fc2."),
-    (r"^(head|pre_logits)/", r"\1."),
-    (r"^(?=conv_root/|gn_root/|block\d+/)", "patch_embed.backbone."),
-    (r"\bconv_root/", "stem.conv."),
-    (r"\bgn_root/", "stem.norm."),
-    (r"^resnet/(?:root_block/)?", ""),
-    (r"^standardized_conv2d/", "stem.conv."),
-    (r"^group_norm/", "norm."),
-    (r"^head/conv2d/", "head.fc."),
-    (r"\bblock(\d+)/unit(\d+)/", _from_one_to_zero),
-    (r"\b(?:a/proj/standardized_conv2d|conv_proj)/", "downsample.conv."),
-    (r"\bgn_proj/", "downsample.norm."),
-    (r"\b([abc])/standardized_conv2d/", lambda match: f"conv{'abc'.index(match[1]) + 1}."),
-    (r"\b([abc])/group_norm/", lambda match: f"norm{'abc'.index(match[1]) + 1}."),
-    (r"\bconv(\d)/", r"conv\1."),
-    (r"\bgn(\d)/", r"norm\1."),
-    (r"\b(?:kernel|scale|gamma)$", "weight"),
-    (r"\bbeta$", "bias"),
-)
-"""What a JAX name becomes in timm's: every pattern is tried once, in this order."""
-
-
-def _read_jax(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays: Arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:  # TypeError: one bare array
-        raise ModelError(f"'{file}' is not a readable archive of plain arrays ({first_line(error)})") from error
-    kept_beside = "opt/target/"  # what holds the model where an optimiser was saved with it
-    arrays = {
-        name.removeprefix(kept_beside): array
-        for name, array in arrays.items()
-        if not name.startswith("opt/") or name.startswith(kept_beside)
-    }
-    if not {"embedding/kernel", "resnet/root_block/standardized_conv2d/kernel"} & arrays.keys():
+        what = f"a dictionary of {', '.join(map(str, list(whole)[:5]))}" if isinstance(whole, Mapping) else f"a {type(held).__name__}"
         raise ModelError(
-            f"'{file}' holds neither a ViT of google-research/vision_transformer nor a ResNet of big_transfer "
-            f"(its arrays are {', '.join(list(arrays)[:4]) or 'none'}): convert it to one of these or to safetensors"
+            f"'{file}' holds {what}, not weights: save the state_dict, alone or under teacher, model, state_dict, model_ema or state_dict_ema"
         )
-    named = {_timm_name(name): torch.from_numpy(_torch_layout(name, array)) for name, array in arrays.items()}
-    for query in [name for name in named if ".attn.query." in name]:
-        parts = [named.pop(query.replace("query", part)) for part in ("query", "key", "value")]
-        named[query.replace("query", "qkv")] = torch.cat(parts)
-    if any(name.startswith("conv_root/") for name in arrays) and not any(name.startswith("block") for name in arrays):
-        named = {name.replace("backbone.stem.", "backbone."): value for name, value in named.items()}  # a hybrid on a bare stem
-    return named
-
-
-def _timm_name(name: str) -> str:
-    for pattern, becomes in JAX_NAMES:
-        name = re.sub(pattern, becomes, name)
-    return name
-
-
-def _torch_layout(name: str, array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return an array as torch keeps it: kernels with what comes out first, heads side by side, scales and biases flat."""
-    if not name.endswith("/kernel"):
-        return array.reshape(-1) if name.rpartition("/")[2] in ("scale", "bias", "gamma", "beta") else array
-    if array.ndim == 4:  # [H, W, in, out]
-        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
-    flat = array.reshape(-1, array.shape[-1]) if "/out/" in name else array.reshape(len(array), -1)  # [heads, D / heads, D], else [D, ...]
-    return np.ascontiguousarray(flat.T)
+    return _named({str(name): value for name, value in held.items()}, file)
 
 
 READERS: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
@@ -272,6 +325,13 @@ READERS: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".bin": _read_torch,
-    ".npz": _read_jax,
+    ".ckpt": _read_torch,
+    ".pth.tar": _read_torch,
+    ".pt.tar": _read_torch,
+    ".npz": read_jax,
+    ".safetensors.index.json": _read_shards,
 }
 """How a file is read, by how its name ends."""
+
+ENDINGS = tuple(READERS)
+"""How the names of weights files end."""

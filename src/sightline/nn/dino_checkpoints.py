@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sightline.errors import ModelError
-from sightline.nn.checkpoints import SELFPATCH_NAMES, read_torch, renamed
+from sightline.nn.checkpoints import SELFPATCH_NAMES, read_torch, renamed, require_finite
 
 OUR_NAMES = (
     ("backbone.", "encoder.backbone.net."),
@@ -79,4 +79,5 @@ def _load(file: Path, part: str, branch: nn.Module, weights: Mapping[str, torch.
     for name, value in weights.items():
         if value.shape != own[name].shape:
             raise ModelError(f"the {part} in '{file}' has {name} of {tuple(value.shape)}, this recipe {tuple(own[name].shape)}")
+    require_finite(weights, f"{file}: {part}")
     branch.load_state_dict({**own, **weights})

@@ -16,7 +16,7 @@ from sightline.contracts import FloatArray, PatchFeatures, Tokens
 from sightline.data.transforms import WholeTransform, eval_transform
 from sightline.errors import ModelError, first_line, is_memory_full
 from sightline.nn.backbone import SIZE_ERRORS, Backbone, build
-from sightline.nn.checkpoints import read_weights
+from sightline.nn.checkpoints import read_weights, require_finite
 from sightline.nn.class_attention import ClassAttention
 from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
@@ -223,6 +223,7 @@ class Encoder(nn.Module):
             tokens = self.tokens(images.to(self.device, non_blocking=True))
         self.train(was_training)
         vectors: FloatArray = F.normalize(tokens.patches.float(), dim=-1).cpu().numpy()
+        self.require_numbers(vectors, "patch features")
         return vectors, tokens.grid
 
     @torch.inference_mode()
@@ -234,7 +235,21 @@ class Encoder(nn.Module):
         with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
         self.train(was_training)
+        self.require_numbers(vectors, "descriptors")
         return vectors
+
+    def require_numbers(self, values: FloatArray, what: str) -> None:
+        """Hold what the network has made of ``B`` images, ``[B, ...]``, to being numbers.
+
+        Raises:
+            ModelError: some are NaN or infinity, which no comparison notices.
+        """
+        num_bad = sum(not np.isfinite(of_image).all() for of_image in values)
+        if num_bad:
+            raise ModelError(
+                f"the model ({self.model.backbone}) gives NaN or infinity as {what} of {num_bad} of {len(values)} images: its weights "
+                "are damaged or of a training that diverged, take those of before"
+            )
 
 
 def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:
@@ -243,6 +258,7 @@ def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:
     if model.weights not in ("hub", "auto", "random"):
         held = read_weights(Path(model.weights))
         own = {name.removeprefix("class_attention."): value for name, value in held.items() if name.startswith("class_attention.")}
+        require_finite({f"class_attention.{name}": value for name, value in own.items()}, model.weights)
         if own:
             ones = {
                 name: value for name, value in made.state_dict().items() if ".gamma_" in name

@@ -117,10 +117,12 @@ def _agreement(encoder: Encoder, file: Path, images: torch.Tensor, onnxruntime: 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     if not isinstance(session.get_inputs()[0].shape[0], str):  # the exporter says nothing where a network's code fixes the batch
         raise SightlineError("this backbone cannot be exported for batches of any size: please report its name and the version of torch")
-    worst, furthest = 1.0, 0.0
+    cosines, furthest = [], []
     for batch in images.split(8):
         ours = encoder(batch)
         theirs = torch.from_numpy(session.run(["descriptors"], {"images": batch.numpy()})[0])
-        worst = min(worst, float(torch.cosine_similarity(ours.double(), theirs.double()).min()))
-        furthest = max(furthest, float((ours - theirs).abs().max()))
-    return {"min_cosine": worst, "max_difference": furthest}
+        encoder.require_numbers(ours.numpy(), "descriptors")
+        cosines.append(torch.cosine_similarity(ours.double(), theirs.double()))
+        furthest.append((ours - theirs).abs().max())
+    # torch's min and max are NaN where one value is; Python's min(1.0, nan) is 1.0, which would pass for agreement
+    return {"min_cosine": float(torch.cat(cosines).clamp(max=1.0).min()), "max_difference": float(torch.stack(furthest).max())}

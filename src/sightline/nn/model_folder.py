@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from sightline import runtime
 from sightline.errors import ModelError, explain_os_error
-from sightline.nn.backbone import hub_is_reachable
+from sightline.nn import sources
+from sightline.nn.backbone import NoHubError, hub_is_reachable
+from sightline.nn.checkpoints import ENDINGS, require_finite
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
-from sightline.nn.own_input import of_untrained
+from sightline.nn.own_input import resolved
 from sightline.nn.reduction import Reduction
 from sightline.nn.segmenter import Segmenter, SegmenterSpec
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
@@ -109,43 +112,49 @@ def _sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def load(source: str | Path, *, device: torch.device | str = "cpu") -> Encoder:
-    """Return the encoder of a model folder, a run folder, a hub id, ``timm:NAME`` (pretrained) or ``random:NAME`` (untrained, seed 0).
+def load(source: str | Path, *, backbone: str = "", device: torch.device | str = "auto") -> Encoder:
+    """Return the encoder of a model: a model or run folder, a weights file, ``timm:NAME``, ``random:NAME`` (untrained, seed 0) or a hub id.
+
+    Settings may follow all but a folder, as in ``net.safetensors,backbone=vit_small_patch14_dinov2,image_px=224,pooling=cls``;
+    ``sightline.nn.sources`` has the syntax.
+
+    Args:
+        source: the model.
+        backbone: the timm network of a weights file that does not tell it by its name or a ``config.json`` beside it.
+        device: where to put it; ``auto`` is a GPU where there is one.
 
     Raises:
         ModelError: there is no such model, or its folder is of another version or damaged.
     """
-    text = str(source)
-    kind, colon, name = text.partition(":")
-    if colon and kind in ("timm", "random"):
-        encoder = _from_timm(name, "hub" if kind == "timm" else "random")
+    parts = sources.parse(source, backbone)
+    lasting = sources.lasting(str(parts))
+    if parts.kind == "folder":
+        folder = find(parts.name)
+        parts = sources.parse(folder)
+        encoder = _from_folder(folder) if parts.kind == "folder" else _from_weights(parts)
     else:
-        encoder = _from_folder(find(text))
+        encoder = _from_weights(parts)
     encoder.fingerprint = encoder.fingerprint or fingerprint(encoder)
-    runtime.note_model(encoder.fingerprint, lasting(text))
-    return encoder.to(device).eval()
+    runtime.note_model(encoder.fingerprint, lasting)
+    return encoder.to(runtime.device(device) if isinstance(device, str) else device).eval()
 
 
-def lasting(source: str) -> str:
-    """Return what a model is found by from any folder: the absolute path of one that lies here, else what was given."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
-
-
-def _from_timm(name: str, weights: str) -> Encoder:
-    base, slash, size = name.partition("@")
-    image_px = int(size) if slash and size.isdecimal() else 0
-    image = ImageSpec.of_backbone(image_px=image_px)
-    if weights == "random":
-        own = of_untrained(base)
-        image = ImageSpec(image_px=image_px or own.image_px, mean=own.mean, std=own.std)
+def _from_weights(source: sources.Source) -> Encoder:
+    model, image = sources.specified(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            return Encoder(ModelSpec(backbone=base, weights=weights), image).eval()
+            return Encoder(model, image).eval()
+        except NoHubError as error:
+            raise ModelError(
+                f"{str(error).partition(': where there is no network')[0]}: where there is no network, give a downloaded file in its place "
+                f"(FILE.safetensors with --backbone {model.backbone}), or put {model.backbone}.safetensors into a folder and set SIGHTLINE_WEIGHTS to it; "
+                f"random:{model.backbone} is untrained"
+            ) from error
         except ModelError as error:
-            if "class token" not in str(error):
+            if "class token" not in str(error) or source.states_pooling:
                 raise
-            return Encoder(ModelSpec(backbone=base, weights=weights, pooling="mean"), image).eval()
+            return Encoder(replace(model, pooling="mean"), image).eval()
 
 
 def find(source: str) -> Path:
@@ -158,25 +167,33 @@ def find(source: str) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
+    if folder.is_file():
+        raise ModelError(f"'{source}' is no weights file: one ends in {', '.join(ENDINGS)}")
     if folder.exists():
         inside = " (training has not saved a model there yet)" if (folder / "recipe.json").exists() else ""
         raise ModelError(f"'{source}' is not a model folder: it has no config.json{inside}")
     if source.count("/") == 1 and not source.startswith((".", "~", "/")) and hub_is_reachable():
         try:
-            return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors", "README.md"]))
+            return Path(
+                snapshot_download(source, allow_patterns=["config.json", "preprocessor_config.json", "model.safetensors", "README.md"])
+            )
         except (OSError, HFValidationError) as error:
             raise ModelError(f"'{source}' is neither a folder here nor a model on the hub ({str(error).splitlines()[0][:120]})") from error
     raise ModelError(
-        f"no model at '{source}': give a model or run folder, timm:NAME, random:NAME, or a hub id where the hub can be reached"
+        f"no model at '{source}': give a model or run folder, a weights file, timm:NAME, random:NAME, or a hub id where the hub can be reached"
     )
 
 
 def specs(source: str) -> tuple[ModelSpec, ImageSpec]:
-    """Return what network the model of a folder is, and how it is given images.
+    """Return what network the model of a folder or weights file is, and how it is given images.
 
     Raises:
         ModelError: there is no such model, or its folder is of another version or damaged.
     """
+    parts = sources.parse(source)
+    if parts.kind != "folder":
+        model, image = sources.specified(parts)
+        return model, resolved(image, model)
     config = _read_config(find(source))
     return from_plain(ModelSpec, config["model"]), from_plain(ImageSpec, config["image"])
 
@@ -221,6 +238,7 @@ def _from_folder(folder: Path) -> Encoder:
         encoder.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ModelError(f"the weights in '{folder}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+    require_finite(encoder.state_dict(), folder)
     encoder.fingerprint = fingerprint(encoder)
     if encoder.fingerprint != config["fingerprint"]:
         raise ModelError(

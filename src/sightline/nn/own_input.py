@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -14,10 +13,21 @@ from typing import Any, Literal, cast
 import timm
 
 from sightline.errors import ModelError
+from sightline.nn import which_backbone
+from sightline.nn.checkpoints import layout_of
 from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec, from_plain
 
 DEFAULT_SHARE = 0.875
 """What ``resize_px=0`` means: ImageNet's 224 of 256 px."""
+
+PIL_BILINEAR = 2
+"""What transformers calls bilinear, after Pillow; 3 is bicubic."""
+
+OF_IMAGENET = ("torchvision", "dino")
+"""Layouts whose authors normalise by ImageNet's colours whatever the backbone is called here."""
+
+TOLD = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+"""What the ``config.json`` of a folder as timm uploads it tells of the input."""
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +72,36 @@ def own_input(model: ModelSpec) -> OwnInput:
     A model folder tells its own, else timm's configuration of the backbone counts (that of its tag, where the name has one). A start from
     random weights has none: it takes ImageNet's mean and standard deviation, as it always did.
     """
-    if model.weights not in ("hub", "auto", "random", ""):
-        config = Path(model.weights) / "config.json"
-        if config.is_file():
-            return _of_folder(config)
+    file = _file(model)
+    if file is not None:
+        config = which_backbone.facts_beside(file, "config.json")
+        if config.get("format"):
+            return _of_folder(file / "config.json", config)
+        told = which_backbone.facts_beside(file, "preprocessor_config.json")
+        if told:
+            return _of_transformers(told)
     configured = timm.get_pretrained_cfg(model.backbone) if timm.is_model(model.backbone) else None
     if configured is None:
         return OwnInput()
     if model.weights == "random":
         return OwnInput(image_px=int(configured.input_size[-1]))
-    if model.weights not in ("hub", "auto", ""):
-        _tell_of_another_tag(model, configured.mean)
-    return _of_timm(model.backbone, configured.to_dict())
+    own = _of_timm(model.backbone, configured.to_dict())
+    if file is None:
+        return own
+    if layout_of(file) in OF_IMAGENET:
+        return replace(own, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    beside = config.get("pretrained_cfg")
+    if isinstance(beside, dict):
+        return _of_timm(model.backbone, configured.to_dict() | {name: beside[name] for name in TOLD if name in beside})
+    _tell_of_another_tag(model, configured.mean)
+    return own
+
+
+def _file(model: ModelSpec) -> Path | None:
+    """Return where the weights lie, None for a download and for random ones."""
+    if model.weights in ("hub", "auto"):
+        return which_backbone.local_weights(model.backbone)
+    return None if model.weights in ("random", "") else Path(model.weights)
 
 
 def of_untrained(backbone: str) -> OwnInput:
@@ -123,10 +151,33 @@ def _of_timm(name: str, told: Mapping[str, Any]) -> OwnInput:
     )
 
 
-def _of_folder(config: Path) -> OwnInput:
+def _of_transformers(told: Mapping[str, Any]) -> OwnInput:
+    """Return what transformers' image processors tell in ``preprocessor_config.json``: one size, or a short side and a crop within it."""
+    size, crop = _sides(told.get("size", 224)), _sides(told.get("crop_size", told.get("size", 224)))
+    kind = str(told.get("image_processor_type", told.get("feature_extractor_type", "")))
+    of_number = (
+        bool(told.get("do_center_crop", False)) and "DeiT" not in kind
+    )  # a number alone is DeiT's and ViT's square, CLIP's short side
+    is_short = "shortest_edge" in told["size"] if isinstance(told.get("size"), dict) else of_number
+    image_px = crop if told.get("do_center_crop", is_short) else size
+    return OwnInput(
+        image_px=image_px,
+        share=image_px / max(size, image_px),
+        resize="short" if is_short else "square",
+        interpolation="bilinear" if told.get("resample", 3) == PIL_BILINEAR else "bicubic",
+        mean=_colour(told.get("image_mean", IMAGENET_MEAN)),
+        std=_colour(told.get("image_std", IMAGENET_STD)),
+    )
+
+
+def _sides(told: Any) -> int:
+    return int(told.get("shortest_edge") or told.get("height") or told.get("width") or 224) if isinstance(told, dict) else int(told)
+
+
+def _of_folder(config: Path, told: Mapping[str, Any]) -> OwnInput:
     try:
-        image = from_plain(ImageSpec, json.loads(config.read_text(encoding="utf-8"))["image"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        image = from_plain(ImageSpec, told["image"])
+    except (KeyError, TypeError) as error:
         raise ModelError(
             f"'{config}' does not tell how images enter the model: give a Sightline model folder, or a weights file"
         ) from error

@@ -74,6 +74,7 @@ def fit_pca(vectors: torch.Tensor, dim: int) -> Reduction:
     """
     num, width = vectors.shape
     require_enough("none", dim, width, num_images=num)
+    _require_finite(vectors)
     mean = vectors.mean(dim=0, dtype=torch.float64)
     variances, directions = torch.linalg.eigh(_second_moment(vectors, mean))  # ascending
     return _reduction("none", mean, directions.T.flip(0), variances.flip(0), dim)
@@ -90,6 +91,7 @@ def fit_pca_whitening(vectors: torch.Tensor, dim: int = 0) -> Reduction:
     """
     num, width = vectors.shape
     require_enough("pca", dim, width, num_images=num)
+    _require_finite(vectors)
     unit = F.normalize(vectors, dim=1)
     mean = unit.mean(dim=0, dtype=torch.float64)
     variances, directions = _varying(_second_moment(unit, mean))
@@ -111,6 +113,7 @@ def fit_whitening(vectors: torch.Tensor, pairs: torch.Tensor, dim: int = 0) -> R
     """
     num, width = vectors.shape
     require_enough("supervised", dim, width, num_images=num)
+    _require_finite(vectors)
     unit = F.normalize(vectors, dim=1)
     mean = torch.stack([unit[block[:, 0]].sum(dim=0, dtype=torch.float64) for block in pairs.split(BLOCK)]).sum(dim=0) / len(pairs)
     spread = _second_moment(unit, mean)
@@ -144,6 +147,14 @@ def require_enough(whiten: Whiten, dim: int, width: int, *, num_images: int, num
         raise ModelError(
             f"whiten=supervised needs at least as many images less classes as the {width} of the descriptors' width, and there are "
             f"{num_images} images of {num_classes} classes: use whiten=pca, or a narrower backbone"
+        )
+
+
+def _require_finite(vectors: torch.Tensor) -> None:
+    bad = ~torch.isfinite(vectors).all(dim=1)
+    if bad.any():
+        raise ModelError(
+            f"{int(bad.sum())} of {len(vectors)} vectors hold NaN or infinity, so nothing can be fitted on them: the model's weights are damaged"
         )
 
 

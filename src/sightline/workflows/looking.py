@@ -104,7 +104,7 @@ def export(model: str, out: Path | None = None) -> dict[str, Any]:
     Raises:
         UsageError: the model cannot be read, the extra is not installed, or there is nowhere to write to.
     """
-    encoder = model_folder.load(model)
+    encoder = model_folder.load(model, device="cpu")
     if out is None:
         if not Path(model).is_dir():
             raise UsageError(f"'{model}' has no folder to write into: say where with --out model.onnx")

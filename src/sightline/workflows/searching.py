@@ -23,7 +23,7 @@ from sightline.errors import DataError, UsageError, explain_os_error
 from sightline.index import filters
 from sightline.index.base import HEADER, Index, IndexInfo, read_header, write_header
 from sightline.index.patches import PatchIndex
-from sightline.nn import model_folder
+from sightline.nn import model_folder, sources
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search import pipeline
@@ -245,16 +245,16 @@ def _opened(path: Path, encoder: Encoder, model: str, exists: bool, short_px: in
     if exists:
         opened = Index.open(path, fingerprint=encoder.fingerprint)
         if model and not opened.header.model:  # made in Python
-            opened.header = replace(opened.header, model=model_folder.lasting(model))
+            opened.header = replace(opened.header, model=sources.lasting(model))
             write_header(path, opened.header)
         return opened
     if short_px is None:
-        return Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=model_folder.lasting(model))
+        return Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=sources.lasting(model))
     return Index.create(
         path,
         dim=encoder.backbone.width,
         fingerprint=encoder.fingerprint,
-        model=model_folder.lasting(model),
+        model=sources.lasting(model),
         engine="patches",
         short_px=encoder.whole(short_px).short_px,
     )

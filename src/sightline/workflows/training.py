@@ -134,16 +134,19 @@ def _records(data: str | Path | Records, spec: DataSpec, kind: type[Method], bad
 def resolved(recipe: Recipe) -> Recipe:
     """Return the recipe with what it leaves open filled: ``backbone=auto``, and the image settings that are left to the backbone.
 
-    ``backbone=auto`` becomes the network of the model folder that ``weights`` names: its arguments, pooling and colours too.
+    ``backbone=auto`` becomes the network of the model folder that ``weights`` names: its arguments, pooling and colours too; or that of a
+    weights file which tells it.
 
     Raises:
-        ModelError: ``weights`` names no model folder.
+        ModelError: ``weights`` names no model folder, or a file that does not tell its network.
     """
     if recipe.model.backbone != "auto":
         return replace(recipe, image=own_input.resolved(recipe.image, recipe.model))
     if recipe.model.weights in ("auto", "hub", "random"):
-        raise UsageError("backbone=auto is that of a model folder: name one with weights=runs/mine, or name a backbone")
+        raise UsageError("backbone=auto is that of a model folder or weights file: name one with weights=runs/mine, or name a backbone")
     model, image = model_folder.specs(recipe.model.weights)
+    if Path(recipe.model.weights).is_file():
+        return resolved(replace(recipe, model=replace(recipe.model, backbone=model.backbone)))
     taken = {name: getattr(model, name) for name in ("backbone", "backbone_args", "pooling", "gem_p", "positions_at")}
     found = replace(recipe.model, weights=str(model_folder.find(recipe.model.weights)), **taken)
     return replace(
