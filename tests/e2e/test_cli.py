@@ -74,7 +74,7 @@ def test_a_run_leaves_everything_that_it_needs_to_be_replayed(run: Path) -> None
     assert "sightline train irt/small" in card or "command: `" in card
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (lines[0]["step"], lines[0].keys()) == (0, {"step", "validation/map@r", "validation/recall@1"})  # the start is measured too
-    assert {"loss", "contrastive", "koleo", "lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= lines[1].keys()
+    assert {"loss", "contrastive", "lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= lines[1].keys()
 
 
 def test_a_training_that_helps_nothing_delivers_its_start_and_says_so(shell: Shell, photos: Path, tmp_path: Path) -> None:

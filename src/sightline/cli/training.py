@@ -22,7 +22,9 @@ def train(
     ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="the run folder to write")] = ...,  # type: ignore[assignment]
     setting: Annotated[list[str] | None, typer.Option("--set", help="key=value, such as margin=0.6; may be repeated")] = None,
-    source: Annotated[Path | None, typer.Option("--from", help="replay a recipe.json or a run folder")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="replay a recipe.json or a run folder; with more steps than the run has, train it on")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where the run in --out stopped")] = False,
     device: Device = "auto",
     as_json: Json = False,
@@ -49,10 +51,13 @@ def train(
         chosen = training.named_recipe(recipe, settings)
     else:
         raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
+    done = run_folder.goes_on_from(source, chosen) if source is not None and not resume else 0
     chosen = training.resolved(chosen)
     if runtime.ranks().is_main:
         note(f"images enter at {chosen.image}")
-    trained = training.train(chosen, data, out, device=device, resume=resume, command=command_line())
+        if done:
+            note(f"going on after step {done} of the run in {source}")
+    trained = training.train(chosen, data, out, device=device, resume=resume, after=source if done else None, command=command_line())
     progress = trained.progress
     if runtime.ranks().is_main:
         _tell_training(trained, out, as_json)

@@ -124,6 +124,7 @@ class Loop:
         self.net = distribute(method, device)
         self.dtype = runtime.autocast_dtype(spec.precision, device)
         self.signal = 0
+        self.saved_at = self.progress.step or None  # of the checkpoint in the folder
         self.grad_norm = self.rate = self.timed_until_s = 0.0
 
     def encoder(self) -> Encoder:
@@ -233,8 +234,16 @@ class Loop:
         raise TrainingError(
             f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), "
             f"learning rate {self.rate:.3g}; try {'lr' if self.folder is None else '--set lr'}={self.rate / 3:.1g}, clip_norm=1, or precision=fp32"
-            f"{'' if self.folder is None else f'. The weights before it are in {self.folder}'}"
+            f"{self._kept()}"
         )
+
+    def _kept(self) -> str:
+        """Return what of a run that diverged is left, in words."""
+        if self.folder is None:
+            return ""
+        if self.saved_at is None:
+            return f". No step of it was saved: begin again with another --out than {self.folder}"
+        return f". {self.folder} keeps it as it was after step {self.saved_at}: begin again with another --out"
 
     # --- between steps ----------------------------------------------------------------------------------------------------------
 
@@ -293,6 +302,7 @@ class Loop:
                     "rows": self.rows,
                 },
             )
+            self.saved_at = self.progress.step
             if self.validate is None or self.progress.best_step < 0:
                 model_folder.save(self.encoder(), self.folder / "model")
         barrier()
@@ -308,7 +318,10 @@ class Loop:
                 f"the checkpoint in '{self.folder}' is of another network or other data than this run's ({first_line(error)}): begin anew with "
                 "another --out"
             ) from error
+        asked = [(group["base_lr"], group["base_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, (rate, decay) in zip(self.optimizer.param_groups, asked, strict=True):
+            group["base_lr"], group["base_decay"] = rate, decay  # a run that is trained on may ask for others
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.progress = Progress.of(state["progress"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from sightline.errors import UsageError, explain_os_error
 from sightline.methods.base import Measure
 from sightline.nn import model_folder
 from sightline.nn.encoder import headless
-from sightline.recipe import Recipe, from_plain, override, recipe_hash, to_plain
+from sightline.recipe import Recipe, difference, from_plain, override, recipe_hash, to_plain
 from sightline.train import checkpoint
 from sightline.train.card import model_card
 from sightline.train.loop import Progress
@@ -81,6 +82,42 @@ def held_to_data(run: Path, used: Records, *, goes_on: bool) -> dict[str, Any]:
     return rows
 
 
+NOT_WHILE_TRAINING_ON = ("train.optimizer", "train.accumulate", "train.ema", "train.seed")
+"""Settings of the loop that the state in a checkpoint was made under."""
+
+
+def goes_on_from(source: Path, recipe: Recipe) -> int:
+    """Return the steps done by the run in ``source`` where ``recipe`` is its own with more of them to do, else 0: it is then replayed.
+
+    Raises:
+        UsageError: ``recipe`` differs in more than how the loop goes on.
+    """
+    if not (source / "recipe.json").is_file() or not (source / checkpoint.NAME).is_file():
+        return 0
+    own = saved_recipe(source)
+    done = int(checkpoint.peek(source, "progress")["step"])
+    if not done or recipe.train.steps <= own.train.steps:
+        return 0
+    other = [path for path, _, _ in difference(own, recipe) if path.partition(".")[0] != "train" or path in NOT_WHILE_TRAINING_ON]
+    if other:
+        raise UsageError(
+            f"the run in '{source}' is trained on with more steps, and of its settings {', '.join(other)} cannot change on the way: leave that, or "
+            f"replay the recipe from its start with --from {source / 'recipe.json'}"
+        )
+    return done
+
+
+def copy_state(source: Path, run: Path) -> None:
+    """Give a new run folder what a run in ``source`` has come to: its checkpoint, its log and its model."""
+    try:
+        for name in ("metrics.jsonl", checkpoint.NAME):
+            shutil.copyfile(source / name, run / name)
+        if (source / "model").is_dir():
+            shutil.copytree(source / "model", run / "model")
+    except OSError as error:
+        raise explain_os_error(error, f"copying the run in '{source}' to '{run}'") from error
+
+
 def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Mapping[str, Any], *, resume: bool) -> None:
     """Write the recipe and the facts of a run into its folder: ``about`` tells what is learnt from and what is held out.
 
@@ -91,7 +128,10 @@ def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Ma
     if kept.exists() and not resume:
         raise UsageError(f"'{run}' already holds a run: go on with --resume, or choose another --out")
     if resume and kept.exists() and recipe_hash(saved_recipe(run)) != recipe_hash(recipe):
-        raise UsageError(f"the run in '{run}' was made with other settings: resume without --set, or choose another --out")
+        raise UsageError(
+            f"the run in '{run}' was made with other settings: resume without --set, choose another --out, or train it on in another --out "
+            f"with --from {run} --set steps=N, more than it has"
+        )
     facts = {
         "recipe_hash": recipe_hash(recipe),
         "family": family,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from sightline.errors import UsageError
 from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder, own_input
 from sightline.nn.classifier import Classifier
+from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import DataSpec, Recipe, override
 from sightline.search.mining import MinedTuples
@@ -28,7 +29,7 @@ from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group
 from sightline.workflows.common import read_data, write_bad_files
 from sightline.workflows.reducing import require_head
-from sightline.workflows.run_folder import finish_model, held_to_data, note_compute, open_run, present, rows_used
+from sightline.workflows.run_folder import copy_state, finish_model, held_to_data, note_compute, open_run, present, rows_used
 from sightline.workflows.validating import Material, material, validator
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
@@ -53,9 +54,18 @@ class Trained:
 
 
 def train(
-    recipe: Recipe, data: str | Path | Records, out: str | Path, *, device: str = "auto", resume: bool = False, command: str = ""
+    recipe: Recipe,
+    data: str | Path | Records,
+    out: str | Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    after: Path | None = None,
+    command: str = "",
 ) -> Trained:
     """Train ``recipe`` on ``data`` (records, or where to read them) into the run folder ``out`` and return what became of it.
+
+    ``resume`` goes on where the run in ``out`` stopped; ``after`` names a run that a new one goes on from, with the steps it has done.
 
     The split called val chooses the model; where there is none, a part of the training split is held out (see ``validating.material``). A test
     split is never touched.
@@ -75,8 +85,8 @@ def train(
         return segmenting.train_on_masks(recipe, data, run, where, bad_files, resume=resume, command=command)
     records = _records(data, recipe.data, kind, bad_files)
     data = records.root if isinstance(data, Records) else data
-    goes_on = resume and (run / checkpoint.NAME).exists()
-    rows = held_to_data(run, rows_used(records, needs_labels=kind.needs_labels), goes_on=goes_on)
+    goes_on = after is not None or (resume and (run / checkpoint.NAME).exists())
+    rows = held_to_data(after or run, rows_used(records, needs_labels=kind.needs_labels), goes_on=goes_on)
     found = material(records, recipe, kind)
     learning = found.learning
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
@@ -93,29 +103,12 @@ def train(
             encoder.classifier.class_names = tuple(present(learning))
         if ranks.is_main:
             open_run(run, recipe, encoder.backbone.family, data, _about(found), resume=resume)
-        transform = kind.transform(recipe)
-
-        def batches(first: int) -> Iterator[Batch]:
-            num = recipe.train.steps * recipe.train.accumulate - first
-            sampler = epochs.sampler() if epochs is not None else _sampler(labels, recipe)
-            if epochs is not None:
-                num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
-            return train_batches(
-                learning if kind.needs_labels else learning.without_labels(),
-                sampler,
-                transform,
-                start_step=first,
-                num_steps=num,
-                seed=recipe.train.seed,
-                num_workers=_num_workers(recipe.data.workers, ranks.world_size, where),
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                bad_files=bad_files,
-                device=where,
-            )
-
+            if after is not None:
+                copy_state(after, run)
+        barrier()
+        batches = _batches(learning, epochs, recipe, kind, where, bad_files)
         validate = validator(found, recipe, kind.chosen_by, bad_files)
-        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows, resume=resume)
+        loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows, resume=goes_on)
         progress = loop.run()
         if ranks.is_main:
             note_compute(run, recipe, progress)
@@ -123,6 +116,35 @@ def train(
                 finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run, goes_on=bool(resume))
     return Trained(run, progress, recipe, len(bad_files), kind.chosen_by, found.held_out)
+
+
+def _batches(
+    learning: Records, epochs: MinedTuples | None, recipe: Recipe, kind: type[Method], where: torch.device, bad_files: BadFiles
+) -> Callable[[int], Iterator[Batch]]:
+    """Return what gives this rank's batches from the n-th on, to the end of the run or of an epoch."""
+    ranks, transform = runtime.ranks(), kind.transform(recipe)
+    labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
+
+    def batches(first: int) -> Iterator[Batch]:
+        num = recipe.train.steps * recipe.train.accumulate - first
+        sampler = epochs.sampler() if epochs is not None else _sampler(labels, recipe)
+        if epochs is not None:
+            num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
+        return train_batches(
+            learning if kind.needs_labels else learning.without_labels(),
+            sampler,
+            transform,
+            start_step=first,
+            num_steps=num,
+            seed=recipe.train.seed,
+            num_workers=_num_workers(recipe.data.workers, ranks.world_size, where),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            bad_files=bad_files,
+            device=where,
+        )
+
+    return batches
 
 
 def _records(data: str | Path | Records, spec: DataSpec, kind: type[Method], bad_files: BadFiles) -> Records:
