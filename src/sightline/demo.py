@@ -22,7 +22,7 @@ from sightline.evaluate.measured import Measured
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.search.page import write_page
-from sightline.workflows import measuring, searching, training
+from sightline.workflows import indexing, measuring, searching, training
 
 TRAIN_PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "clock_motion.png", "coffee.png", "coins.png", "gravel.png",
@@ -74,7 +74,7 @@ def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
     for name in ("recall@1", "map@r"):
         say(f"  {name:9} {_line(before.measured, name)} untrained  ->  {_line(after.measured, name)} trained")
 
-    _, text = searching.index(out / "photos.index", model=str(out / "run"), images=photos / "test")
+    _, text = indexing.index(out / "photos.index", model=str(out / "run"), images=photos / "test")
     say(f"\n{text}")
     answers = searching.search(out / "photos.index", [query], 5)
     write_page(out / "search.html", [query], answers, command=f"sightline search {out / 'photos.index'} --image {query} -k 5")

@@ -9,7 +9,7 @@ import pytest
 
 from sightline.errors import UsageError
 from sightline.index.base import Index, Item
-from sightline.workflows import searching
+from sightline.workflows import indexing
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def left(store: Path) -> int:
 
 
 def test_a_removal_says_how_many_of_how_many(store: Path) -> None:
-    answer, text = searching.index(store, remove="label = 2")
+    answer, text = indexing.index(store, remove="label = 2")
     assert (answer["removed"], text) == (3, "removed 3 of 8 items")
     assert left(store) == 5
 
@@ -41,12 +41,12 @@ def test_more_than_half_goes_only_with_yes_or_a_person_who_agrees(store: Path) -
 
     for ask in (None, no):
         with pytest.raises(UsageError, match=r"5 of 8 items, more than half, so nothing was removed: add --yes"):
-            searching.index(store, remove="label in [2, 3]", ask=ask)
+            indexing.index(store, remove="label in [2, 3]", ask=ask)
     assert asked == ["--remove takes out 5 of 8 items, more than half: shall it?"]
     assert left(store) == 8
-    assert searching.index(store, remove="label in [1, 3]", ask=no)[0]["removed"] == 4  # a half is not more than half
-    assert searching.index(store, remove="label in [2]", yes=True)[0]["removed"] == 3
-    assert searching.index(store, remove='label = "cup"', ask=lambda question: True)[0]["removed"] == 1
+    assert indexing.index(store, remove="label in [1, 3]", ask=no)[0]["removed"] == 4  # a half is not more than half
+    assert indexing.index(store, remove="label in [2]", yes=True)[0]["removed"] == 3
+    assert indexing.index(store, remove='label = "cup"', ask=lambda question: True)[0]["removed"] == 1
 
 
 def test_what_spares_nothing_by_a_slip_removes_nothing(store: Path) -> None:
@@ -54,17 +54,17 @@ def test_what_spares_nothing_by_a_slip_removes_nothing(store: Path) -> None:
         with pytest.raises(
             UsageError, match=r'no item has label = "cupp", so .* leaves nothing out; did you mean .cup.\?: nothing was removed'
         ):
-            searching.index(store, remove=where, yes=True)
+            indexing.index(store, remove=where, yes=True)
     with pytest.raises(UsageError, match="no label in the index is true or false"):
-        searching.index(store, remove="label != true", yes=True)
+        indexing.index(store, remove="label != true", yes=True)
     assert left(store) == 8
 
 
 def test_nothing_to_remove_is_a_sentence(store: Path) -> None:
-    assert searching.index(store, remove='label = "cupp"')[1] == "removed 0 of 8 items: no item has label = \"cupp\"; did you mean 'cup'?"
+    assert indexing.index(store, remove='label = "cupp"')[1] == "removed 0 of 8 items: no item has label = \"cupp\"; did you mean 'cup'?"
 
 
 def test_a_filter_that_cannot_be_read_is_told_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="character 7"):
-        searching.index(tmp_path / "new.index", model="random:vit_tiny_patch16_224", images=tmp_path, remove="label cup")
+        indexing.index(tmp_path / "new.index", model="random:vit_tiny_patch16_224", images=tmp_path, remove="label cup")
     assert not (tmp_path / "new.index").exists()

@@ -23,7 +23,7 @@ from sightline.errors import DataError, UsageError
 from sightline.index.base import Index, Item
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
-from sightline.workflows import searching
+from sightline.workflows import indexing, searching
 
 TINY = (("patch_size", 8), ("depth", 1), ("embed_dim", 16), ("num_heads", 2))
 
@@ -59,7 +59,7 @@ class World:
     def bring(self, source: str | Path, **options: Any) -> dict[str, Any]:
         """Bring the index up to date with a folder or manifest; of the answer, the counts that are not 0, and ``embedded``."""
         before = self.num_embedded
-        answer, text = searching.index(
+        answer, text = indexing.index(
             self.store, model="tiny", images=self.folder / source, patches=self.patches and not self.store.exists(), **options
         )
         told: dict[str, Any] = answer["update"]
@@ -106,9 +106,9 @@ def test_another_spelling_is_no_other_picture(world: World, monkeypatch: pytest.
     for source in ("work/../photos", "link", "photos/", "./photos", "photos/deep/.."):
         assert world.bring(source) == {"unchanged": 2}, source
     assert world.bring("link/deep") == {"unchanged": 1}
-    world.manifest(f"path\nphotos/a.png\nphotos/../photos/deep/b.png\n{world.folder}/link/deep/b.png\n./link/a.png\n")
-    assert world.bring("m.csv") == {"unchanged": 2}
-    assert "2 rows name a picture and box that another row names too" in world.notes[0]
+    for name in ("photos/a.png", "./link/a.png", f"{world.folder}/photos/deep/../a.png"):
+        world.manifest(f"path\n{name}\nphotos/../photos/deep/b.png\n")
+        assert world.bring("m.csv") == {"unchanged": 2}
     assert world.paths() == ["photos/a.png", "photos/deep/b.png"]
 
 
@@ -119,6 +119,7 @@ def test_a_link_to_a_file_is_the_file_and_takes_the_folder_where_it_really_lies(
     (world.folder / "photos" / "vase").mkdir()
     (world.folder / "photos" / "vase" / "z.png").symlink_to("../cup/a.png")
     assert world.bring("photos") == {"added": 2, "embedded": 2}
+    assert "2 rows name a picture and box that another row names too" in world.notes[0]
     assert {item.metadata["label"] for item in world.items().values()} == {"cup", "mug"}
 
 
@@ -135,7 +136,7 @@ def test_boxes_of_a_picture_are_items_of_their_own(world: World) -> None:
     assert len(hits) == 6
     if not world.patches:
         assert {hit.box for hit in hits if hit.metadata["label"] == "m"} == {(8, 8, 30, 20)}
-    assert searching.index(world.store, remove='path = "a.png" and label = "m"')[0]["removed"] == 1
+    assert indexing.index(world.store, remove='path = "a.png" and label = "m"')[0]["removed"] == 1
     assert world.bring("m.csv") == {"added": 1, "unchanged": 5, "embedded": 1}
 
 
@@ -207,7 +208,7 @@ def test_a_renamed_folder_is_known_by_its_content(world: World) -> None:
     assert "1 items came from" in world.notes[1]
     assert f"'{world.folder}/photos', which is not there now" in world.notes[1]
     assert world.paths() == ["other/d.png", "photos/cup/b.png", "pictures/cup/a.png", "pictures/mug/c.png", "pictures/mug/new.png"]
-    answer, text = searching.index(world.store, prune=True)  # the remedy of that line
+    answer, text = indexing.index(world.store, prune=True)  # the remedy of that line
     assert (answer["pruned"], text) == (1, "pruned 1 items that are no longer where they came from")
     assert world.bring("pictures") == {"unchanged": 3}
     assert world.notes == []
@@ -305,12 +306,12 @@ def test_a_root_that_is_gone_is_no_root_whose_files_are_gone(world: World) -> No
     with pytest.raises(DataError, match=r"is not there now, and 2 items came from it: nothing was changed; .* --prune instead of --images"):
         world.bring("photos")
     with pytest.raises(UsageError, match=r"--prune would take out 2 of 2 items, more than half"):
-        searching.index(world.store, prune=True)
+        indexing.index(world.store, prune=True)
     (world.folder / "photos").mkdir()
     with pytest.raises(DataError, match="no images in"):  # an empty mount point
         world.bring("photos")
     assert world.count() == 2
-    assert searching.index(world.store, prune=True, yes=True)[0]["pruned"] == 2
+    assert indexing.index(world.store, prune=True, yes=True)[0]["pruned"] == 2
 
 
 def test_an_empty_mount_has_lost_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,9 +393,9 @@ def test_bad_files_are_those_that_are_bad_now_by_absolute_path(world: World, mon
     for name in ("photos/a.png", "other/c.png"):
         (world.folder / name).write_bytes(good[:60])
     monkeypatch.chdir(world.folder)
-    assert searching.index(world.store, model="tiny", images=Path("photos"), patches=world.patches)[0]["update"]["bad"] == 1
+    assert indexing.index(world.store, model="tiny", images=Path("photos"), patches=world.patches)[0]["update"]["bad"] == 1
     assert listed_as_bad(world) == [f"{world.folder}/photos/a.png"]
-    searching.index(world.store, images=Path("other"))
+    indexing.index(world.store, images=Path("other"))
     assert listed_as_bad(world) == [f"{world.folder}/other/c.png", f"{world.folder}/photos/a.png"]
     (world.folder / "photos/a.png").write_bytes(good)
     assert world.bring("photos") == {"added": 1, "unchanged": 1, "embedded": 1}
@@ -409,7 +410,7 @@ def test_a_file_that_became_unreadable_is_counted_and_stays_as_it_was(world: Wor
     good = world.put("photos/a.png", "photos/b.png").read_bytes()
     world.bring("photos")
     (world.folder / "photos/b.png").write_bytes(good[:60])
-    _, text = searching.index(world.store, images=world.folder / "photos")
+    _, text = indexing.index(world.store, images=world.folder / "photos")
     assert "2 images in" in text
     assert "0 added, 0 changed, 1 unchanged, 0 removed, 1 unreadable now and kept as they were" in text
     assert listed_as_bad(world) == [f"{world.folder}/photos/b.png"]
@@ -543,7 +544,7 @@ def test_paths_in_filters_may_be_relative_to_where_they_came_from_or_to_here(wor
     monkeypatch.chdir(world.folder)
     assert world.count('path = "photos/cup/a.png"') == 1
     assert world.count('path below "photos/cup"') == 2
-    assert searching.index(world.store, remove='path = "cup/a.png"')[0]["removed"] == 1
+    assert indexing.index(world.store, remove='path = "cup/a.png"')[0]["removed"] == 1
 
 
 def test_columns_that_an_index_cannot_keep_are_named(world: World) -> None:
@@ -559,7 +560,7 @@ def test_an_ordinary_folder_is_told_what_an_index_needs(world: World) -> None:
     with pytest.raises(
         UsageError, match=r"is a folder of other files, not an index: .* as in sightline index photos.index --model MODEL --images"
     ):
-        searching.index(world.folder / "photos", model="tiny", images=world.folder / "photos")
+        indexing.index(world.folder / "photos", model="tiny", images=world.folder / "photos")
     assert sorted(path.name for path in (world.folder / "photos").iterdir()) == ["a.png"]
 
 
@@ -570,5 +571,5 @@ def test_a_model_that_python_loaded_is_noted_and_one_that_is_not_known_is_asked_
         index.upsert([Item("a")], vector)
     with pytest.raises(UsageError, match=r"does not say where its model is: add --model"):
         searching.search(world.store, [world.folder / "photos/a.png"])
-    searching.index(world.store, model="timm:tiny", images=world.folder / "photos")
+    indexing.index(world.store, model="timm:tiny", images=world.folder / "photos")
     assert len(searching.search(world.store, [world.folder / "photos/a.png"])[0]) == 2

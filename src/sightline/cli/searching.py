@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sightline.cli.options import Backbone, Device, Json, Model, PrecisionOption, command_line, note, parse_box, print_json, with_backbone
-from sightline.errors import UsageError
+from sightline.errors import DataError, UsageError
 from sightline.imports import without_collecting
 
 
@@ -74,11 +76,11 @@ def index(
     Example: sightline index photos.index --model runs/mine --images photos/
     """
     with without_collecting():
-        from sightline.workflows import searching
+        from sightline.workflows import indexing
 
     model = with_backbone(model, backbone)
     try:
-        answer, text = searching.index(
+        answer, text = indexing.index(
             index,
             model=model,
             images=images,
@@ -109,7 +111,9 @@ def index(
 
 def search(
     index: Annotated[Path, typer.Argument(help="the index folder")],
-    pictures: Annotated[list[Path] | None, typer.Argument(help="the pictures to look for")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="the pictures to look for; - reads their paths from standard input, a line each")
+    ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(help="a picture to look for, as if it stood behind the index; may be repeated")
     ] = None,
@@ -136,35 +140,61 @@ def search(
     asked = [*(image or []), *(pictures or [])]
     if not asked:
         raise UsageError(f"which picture? for example: sightline search {index} query.jpg (several, or --image, are fine too)")
+    from_input = asked == [Path("-")]
+    if from_input and (html is not None or box):
+        raise UsageError(f"{'--html' if html is not None else '--box'} goes with pictures that are named, not with those of standard input")
     with without_collecting():
         from sightline.workflows import searching
 
     model = with_backbone(model, backbone)
-    answers = searching.search(
-        index,
-        asked,
-        k,
-        box=parse_box(box),
-        where=where or None,
-        exact=exact,
-        rerank=rerank,
-        rerank_top=rerank_top,
-        model=model,
-        device=device,
-    )
+    how = {"where": where or None, "exact": exact, "rerank": rerank, "rerank_top": rerank_top, "model": model, "device": device}
+    with searching.Search(index, k, box=parse_box(box), **how) as opened:  # type: ignore[arg-type]
+        if from_input:
+            _answer_input(opened, rerank, as_json)
+            return
+        answers = opened.answers(asked)
+        told = opened.note()
     if html is not None:
         from sightline.search.page import write_page
 
         write_page(html, asked, answers, box=parse_box(box), reranked_by=rerank, command=command_line())
         note(f"page: {html}")
+    _tell(asked, answers, told, rerank, as_json)
+
+
+def _answer_input(opened: Any, rerank: str, as_json: bool) -> None:
+    """Answer the pictures of standard input, a path a line, each before the next is read; one that cannot be read does not end it."""
+    failed = False
+    for line in sys.stdin:
+        query = Path(line.rstrip("\r\n"))
+        if query == Path():
+            continue
+        try:
+            answers = opened.answers([query])
+        except DataError as error:
+            failed = True
+            if as_json:
+                print_json({"image": str(query), "error": str(error)})
+            note(f"error: {error}")
+        else:
+            _tell([query], answers, opened.note(), rerank, as_json)
+        sys.stdout.flush()
+    if failed:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str, as_json: bool) -> None:
     if as_json:
         queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(asked, answers, strict=True)]
-        print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries})
+        print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries} | ({"note": told} if told else {}))
+        note(told)
         return
     if rerank:
         note(f"in the order of {rerank}; the similarity is the cosine")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for query, hits in zip(asked, answers, strict=True):
-        _print_hits(query, hits)
+        print("\n".join(answer_lines(query, hits, width)))
+    note(told)
 
 
 def _hit_json(hit: Any) -> dict[str, Any]:
@@ -172,23 +202,30 @@ def _hit_json(hit: Any) -> dict[str, Any]:
     return found if hit.box is None else {**found, "box": [round(side, 1) for side in hit.box]}
 
 
-def _print_hits(query: Path, hits: Any) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def answer_lines(query: Path, hits: Sequence[Any], width: int | None) -> list[str]:
+    """Return the answers to a picture as lines of text; paths stay whole, on a line of their own where a table is wider than ``width`` (None: any)."""
+    from rich.cells import cell_len
 
-    table = Table(title=Text(str(query)), title_justify="left")
+    if not hits:
+        return [f"{_plain(query)}: no answers"]
     keys = sorted({key for hit in hits for key in hit.metadata})
-    table.add_column("#", justify="right")
-    table.add_column("similarity", justify="right")
-    for key in keys:
-        table.add_column(Text(key))
     has_boxes = any(hit.box is not None for hit in hits)
-    if has_boxes:
-        table.add_column("box")
-    table.add_column("path", overflow="fold")
+    rows = [["#", "similarity", *keys, *(["box"] if has_boxes else []), "path"]]
     for position, hit in enumerate(hits, 1):
-        facts = [Text(str(hit.metadata.get(key, ""))) for key in keys]
-        boxes = [",".join(f"{side:.0f}" for side in hit.box)] if has_boxes else []
-        table.add_row(str(position), f"{hit.similarity:.4f}", *facts, *boxes, Text(hit.path))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        facts = [_plain(hit.metadata.get(key, "")) for key in keys]
+        boxes = ["" if hit.box is None else ",".join(f"{side:.0f}" for side in hit.box)] if has_boxes else []
+        rows.append([str(position), f"{hit.similarity:.4f}", *facts, *boxes, _plain(hit.path)])
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        lines = [_plain(query)]
+        for row in rows[1:]:
+            told = [f"{key} {cell}" for key, cell in zip(rows[0][2:-1], row[2:-1], strict=True) if cell]
+            lines += [f"{row[0]:>{widths[0]}}  {row[1]}  {', '.join(told)}".rstrip(), f"{'':{widths[0]}}  {row[-1]}"]
+        return lines
+    padded = [[cell + " " * (width_of - cell_len(cell)) for cell, width_of in zip(row[1:-1], widths[1:], strict=False)] for row in rows]
+    return [_plain(query), *("  ".join([f"{row[0]:>{widths[0]}}", *middle, row[-1]]) for row, middle in zip(rows, padded, strict=True))]
+
+
+def _plain(value: object) -> str:
+    """Return a value as one line that a terminal shows as it is: a line break or another control character is written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(value))

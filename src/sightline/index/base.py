@@ -314,7 +314,11 @@ def read_header(folder: Path) -> Header:
     try:
         plain = json.loads((folder / HEADER).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise IndexStoreError(f"no index at '{folder}': make one with sightline index {folder} --model MODEL --images FOLDER") from error
+        is_other, images = (", a folder of other things", folder) if folder.is_dir() else ("", "FOLDER")
+        place = folder.with_name(f"{folder.name}.index") if is_other else folder
+        raise IndexStoreError(
+            f"no index at '{folder}'{is_other}: make one with sightline index {place} --model MODEL --images {images}"
+        ) from error
     except (OSError, ValueError) as error:
         raise IndexStoreError(f"'{folder / HEADER}' cannot be read ({error}): restore it from a copy, or index again") from error
     version = plain.get("format") if isinstance(plain, dict) else None
@@ -340,17 +344,6 @@ def as_vectors(vectors: FloatArray, dim: int) -> FloatArray:
         raise IndexStoreError(f"this index takes float32 vectors [M, {dim}], and no array can be made of these: {error}") from error
     check_vectors(block, dim)
     return block
-
-
-def check_items(items: Sequence[Item]) -> None:
-    """Pass items.
-
-    Raises:
-        IndexStoreError: one of them is something else, such as a path.
-    """
-    for item in items:
-        if not isinstance(item, Item):
-            raise IndexStoreError(f"{item!r:.60} is no item: write sightline.Item(path=...), with metadata={{...}} for what to filter by")
 
 
 def write_header(folder: Path, header: Header) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sightline.contracts import Box
@@ -49,6 +49,17 @@ class Item:
     def digest(self) -> str:
         """What tells other metadata from these: a hash of them."""
         return digest_of(json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False))
+
+
+def check_items(items: Sequence[Item]) -> None:
+    """Pass items.
+
+    Raises:
+        IndexStoreError: one of them is something else, such as a path.
+    """
+    for item in items:
+        if not isinstance(item, Item):
+            raise IndexStoreError(f"{item!r:.60} is no item: write sightline.Item(path=...), with metadata={{...}} for what to filter by")
 
 
 def settled(item: Item) -> Item:

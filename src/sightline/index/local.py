@@ -19,9 +19,9 @@ from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, UsageError
 from sightline.index import ann, filters, plan, sources, writer
 from sightline.index import snapshot as snapshots
-from sightline.index.base import FORMAT, Absent, Header, Index, IndexInfo, as_vectors, check_items, sync_folder, write_header
+from sightline.index.base import FORMAT, Absent, Header, Index, IndexInfo, as_vectors, sync_folder, write_header
 from sightline.index.filters import Filter
-from sightline.index.items import Brought, Item, Key, Known, Source, settled
+from sightline.index.items import Brought, Item, Key, Known, Source, check_items, settled
 from sightline.index.matching import absent, matching, why_none
 from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, describe, open_segment, problems
 from sightline.index.snapshot import Snapshot

@@ -14,9 +14,9 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray, PatchFeatures, Ranking
 from sightline.errors import IndexStoreError
-from sightline.index.base import Header, IndexInfo, as_vectors, check_items, check_vectors
+from sightline.index.base import Header, IndexInfo, as_vectors, check_vectors
 from sightline.index.filters import Filter
-from sightline.index.items import Item, settled
+from sightline.index.items import Item, check_items, settled
 from sightline.index.local import MAX_K, LocalIndex, bury
 from sightline.index.segments import FLOAT16, runs
 from sightline.index.store import Store, explained
