@@ -22,7 +22,7 @@ from sightline.runtime import Precision
 
 R = TypeVar("R")
 
-Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "cls_gem", "rmac", "class_attention"]
+Pooling = Literal["cls", "dist", "cls_dist_mean", "cls_dist_concat", "mean", "max", "gem", "cls_gem", "rmac", "class_attention", "map"]
 Whiten = Literal["none", "pca", "supervised"]
 PositionsResize = Literal["timm", "jax"]
 PositionsAt = Literal["timm", "dino"]

@@ -20,7 +20,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 import sightline
 from sightline.cli.main import main
 from sightline.errors import ModelError, UsageError
-from sightline.nn import sources, which_backbone
+from sightline.nn import model_folder, sources, which_backbone
 from sightline.nn.checkpoints import load_weights
 from sightline.nn.own_input import resolved
 from sightline.recipe import IMAGENET_MEAN, ImageSpec, ModelSpec
@@ -206,6 +206,8 @@ WRAPPED: dict[str, Callable[[Weights, Weights], dict[str, Any]]] = {
     "teacher and student": under("teacher.backbone.", "student.backbone."),
     "student alone": under("student."),
     "average behind a name": under("model_ema.module.", "model."),
+    "MoCo v3": under("module.base_encoder.", "module.momentum_encoder."),
+    "MoCo": under("module.encoder_q.", "module.encoder_k."),
     "lightning": lambda right, wrong: {
         "epoch": 3,
         "pytorch-lightning_version": "2.4.0",
@@ -355,6 +357,20 @@ def test_a_folder_of_transformers_tells_its_network_and_its_input(tmp_path: Path
         )
 
 
+def test_siglip_is_pooled_as_it_was_trained(tmp_path: Path) -> None:
+    net = network("vit_base_patch16_siglip_224", **TINY)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    encoder = sightline.load(f"{tmp_path / 'w.safetensors'},{TINY_SETTINGS.replace(VIT, 'vit_base_patch16_siglip_224')}")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), torch.nn.functional.normalize(net(images), dim=1))
+    assert encoder.model.pooling == "map"
+    model_folder.save(encoder, tmp_path / "model")
+    np.testing.assert_array_equal(sightline.load(tmp_path / "model").embed_batch(images), encoder.embed_batch(images))
+    with pytest.raises(ModelError, match="was not trained with an attention pooling for pooling=map"):
+        sightline.load(f"random:{VIT}@32,pooling=map,backbone_args.depth=1")
+
+
 @pytest.mark.parametrize(
     ("told", "wanted"),
     [
@@ -382,6 +398,25 @@ def test_a_config_of_another_file_in_the_folder_tells_nothing(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps({"architecture": CONV}))
     (tmp_path / "w.safetensors").write_bytes(b"")
     assert which_backbone.told(tmp_path / "w.safetensors") == ""
+
+
+def test_layouts_that_are_not_read_are_named_for_what_they_are(tmp_path: Path) -> None:
+    others = {
+        "transformers": {
+            "convnext.embeddings.patch_embeddings.weight": torch.zeros(4, 3, 4, 4),
+            "encoder.stages.0.layers.0.dwconv.weight": torch.zeros(4),
+        },
+        "torchvision": {
+            "features.0.0.weight": torch.zeros(4, 3, 4, 4),
+            "features.1.0.block.0.weight": torch.zeros(4),
+            "classifier.2.bias": torch.zeros(2),
+        },
+    }
+    for whose, weights in others.items():
+        torch.save(weights, tmp_path / "w.pth")
+        for backbone in ("", "convnext_tiny"):
+            with pytest.raises(ModelError, match=f"names (are )?of {whose}, of which .* are read: take timm's own file"):
+                sightline.load(tmp_path / "w.pth", backbone=backbone)
 
 
 # --- a folder in place of the hub -----------------------------------------------------------------------------------------------

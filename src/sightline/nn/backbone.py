@@ -15,7 +15,7 @@ from typing import Any
 import huggingface_hub.constants
 import timm
 import torch
-from timm.layers import Format, HybridEmbed
+from timm.layers import AttentionPoolLatent, Format, HybridEmbed
 from timm.models._manipulate import group_parameters
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.vision_transformer import VisionTransformer
@@ -78,6 +78,16 @@ class Backbone(nn.Module):
         """Return ``pooled`` after the norm that some backbones (BEiT, EVA) keep behind their pooling; unchanged elsewhere."""
         after = getattr(self.net, "fc_norm", None)
         return pooled if after is None else after(pooled)
+
+    def attend(self, patches: torch.Tensor) -> torch.Tensor:
+        """Return what the network's own attention pooling makes of patches ``[B, N, D]``: SigLIP's image vector, ``[B, D]``."""
+        pooled: torch.Tensor = self.net.attn_pool(patches)  # type: ignore[operator]
+        return pooled
+
+    @property
+    def has_attention_pooling(self) -> bool:
+        """Whether the network was trained with an attention pooling, which ``attend`` gives."""
+        return isinstance(getattr(self.net, "attn_pool", None), AttentionPoolLatent)
 
     @property
     def has_norm_behind_pooling(self) -> bool:

@@ -28,7 +28,7 @@ from torch import nn
 from sightline.errors import ModelError, first_line
 from sightline.nn import which_backbone
 from sightline.nn.jax_checkpoints import read_jax
-from sightline.nn.layouts import AVERAGES, BESIDE, CONTAINERS, as_timm_names
+from sightline.nn.layouts import AVERAGES, BESIDE, CONTAINERS, as_timm_names, unread
 from sightline.nn.positions import resize_positions
 from sightline.recipe import PositionsResize
 
@@ -115,6 +115,9 @@ def _remedy(weights: dict[str, torch.Tensor], source: Path) -> str:
     fitting = [told] if told else which_backbone.fitting(weights)
     if fitting:
         return f"; they fit backbone={' or backbone='.join(fitting)}"
+    whose = unread(weights)
+    if whose:
+        return f"; its names are of {whose}: take timm's own file of this network"
     return "; name the timm network that they were made for as the backbone, or save them under timm's names"
 
 
@@ -186,7 +189,13 @@ def weights_in(source: Path) -> Path:
     """Return the file of a folder's weights, by the names that Sightline, timm and transformers give them; a file as it is."""
     if not source.is_dir():
         return source
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "open_clip_model.safetensors")
+    names = (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "open_clip_model.safetensors",
+    )
     return next((source / name for name in names if (source / name).is_file()), source / names[0])
 
 
@@ -243,7 +252,7 @@ def _read_shards(file: Path) -> dict[str, torch.Tensor]:
             raise ModelError(
                 f"'{part.name}' is missing beside '{file}': its weights are spread over {len(names)} files, all of them are needed"
             )
-        held |= load_file(part)
+        held |= load_file(part) if part.suffix == ".safetensors" else read_torch(part)
     return _named(held, file)
 
 
@@ -330,6 +339,7 @@ READERS: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
     ".pt.tar": _read_torch,
     ".npz": read_jax,
     ".safetensors.index.json": _read_shards,
+    ".bin.index.json": _read_shards,
 }
 """How a file is read, by how its name ends."""
 

@@ -52,6 +52,11 @@ class Encoder(nn.Module):
         self.segmenter: nn.Module = nn.Identity()  # an nn.segmenter.Segmenter, which knows this class
         if model.pooling in {"cls", "cls_gem"} and self.backbone.num_prefix == 0:
             raise ModelError(f"{model.backbone} has no class token: choose pooling=mean, max or gem")
+        if model.pooling == "map" and not self.backbone.has_attention_pooling:
+            raise ModelError(
+                f"{model.backbone} was not trained with an attention pooling for pooling=map: take a SigLIP such as vit_base_patch16_siglip_224, "
+                "or another pooling"
+            )
         if model.pooling in OF_DISTILLATION and not self.backbone.has_distillation:
             raise ModelError(
                 f"{model.backbone} has no distillation token for pooling={model.pooling}: take a distilled backbone such as "
@@ -101,6 +106,8 @@ class Encoder(nn.Module):
         """Return the pooled (and projected) vectors ``[B, D]`` of the backbone's tokens."""
         if isinstance(self.class_attention, ClassAttention):
             pooled = self.class_attention(tokens.patches)
+        elif self.model.pooling == "map":
+            pooled = self.backbone.attend(tokens.patches)
         else:
             pooled = pool(tokens, self.model.pooling, self.model.gem_p)
         projected: torch.Tensor = self.projection(self.backbone.norm_pooled(pooled))

@@ -16,15 +16,27 @@ Weights = dict[str, torch.Tensor]
 CONTAINERS = ("state_dict_ema", "model_ema", "ema", "teacher", "model", "state_dict", "model_state_dict", "net", "network", "student")
 """Under what a file may keep its weights, the first that is there: averages before what they are averages of, as timm prefers them."""
 
-AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_model", "teacher", "momentum_encoder")
+AVERAGES = ("state_dict_ema", "model_ema", "ema", "ema_model", "teacher")
 
 WRAPPERS = (
-    *("model_ema", "ema_model", "ema", "teacher", "momentum_encoder"),
-    *("model", "backbone", "net", "network", "encoder", "base_model", "base_encoder", "student"),
+    *("model_ema", "ema_model", "ema", "teacher"),
+    *(
+        "model",
+        "backbone",
+        "net",
+        "network",
+        "encoder",
+        "base_model",
+        "base_encoder",
+        "encoder_q",
+        "student",
+        "momentum_encoder",
+        "encoder_k",
+    ),
     *("module", "_orig_mod"),
     *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "vision_model", "clip", "visual", "trunk", "image_encoder"),
 )
-"""Words that may stand before a backbone's names, those of averages first."""
+"""Words that may stand before a backbone's names, the preferred first: averages, but MoCo's, whose authors evaluate the network that learnt."""
 
 BESIDE = "beside."
 """Before the name of what a file holds outside the backbone and no head's prefix tells."""
@@ -82,6 +94,15 @@ _TORCHVISION: tuple[Pattern, ...] = (
     (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
     (r"^heads\.(?:head\.)?", "head."),
 )
+
+
+def unread(names: Collection[str]) -> str:
+    """Say whose layout it is where names are of one that is not read; "" where they are of none known."""
+    if any(re.search(r"(?:^|\.)(?:embeddings\.|embedder\.|encoder\.(?:layers?|stages|blocks?)\.\d)", name) for name in names):
+        return "transformers, of which ViT, DeiT, DINOv2, DINOv3, CLIP and SigLIP are read"
+    if any(re.match(r"features\.\d+\.", name) for name in names):
+        return "torchvision, of which ViT and ResNets are read"
+    return ""
 
 
 def renamed_by(name: str, patterns: Sequence[Pattern]) -> str:

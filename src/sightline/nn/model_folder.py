@@ -154,7 +154,15 @@ def _from_weights(source: sources.Source) -> Encoder:
         except ModelError as error:
             if "class token" not in str(error) or source.states_pooling:
                 raise
-            return Encoder(replace(model, pooling="mean"), image).eval()
+            return _without_class_token(model, image)
+
+
+def _without_class_token(model: ModelSpec, image: ImageSpec) -> Encoder:
+    """Return the encoder with the pooling that its network was trained with: an attention pooling where it has one, else the mean."""
+    encoder = Encoder(replace(model, pooling="mean"), image).eval()
+    if encoder.backbone.has_attention_pooling:
+        encoder.model = replace(encoder.model, pooling="map")
+    return encoder
 
 
 def find(source: str) -> Path:

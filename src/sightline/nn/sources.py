@@ -9,6 +9,7 @@ from typing import Literal
 from sightline.errors import ModelError, UsageError
 from sightline.nn import which_backbone
 from sightline.nn.checkpoints import ENDINGS, read_weights, weights_in
+from sightline.nn.layouts import unread
 from sightline.nn.own_input import of_untrained
 from sightline.recipe import ImageSpec, ModelSpec, override
 
@@ -140,4 +141,7 @@ def _told(file: Path) -> str:
         return told
     fits = which_backbone.fitting(weights)
     advice = f"its weights fit --backbone {' or '.join(fits)}" if fits else "name its timm network with --backbone NAME"
+    whose = unread(weights)
+    if whose:
+        raise ModelError(f"'{file}' has names of {whose}: take timm's own file of this network")
     raise ModelError(f"'{file}' does not tell of which network its weights are: {advice} (in Python backbone=)")
