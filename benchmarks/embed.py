@@ -1,9 +1,12 @@
 """How many images a second are embedded, beside the usual script: timm, torchvision transforms, a DataLoader, float32?
 
-    python benchmarks/embed.py [--repeats 5] [--images 128] [--sizes 4000x3000 ...] [--models vit_small_patch16_224 ...] [--json]
+    python benchmarks/embed.py [--repeats 5] [--images 512] [--sizes 4000x3000 ...] [--models vit_small_patch16_224 ...] [--json]
 
 Both sides read the same JPEG files (quality 90, made of photographs that scikit-image and scikit-learn carry) and hold the same weights.
-The usual script decodes in as many DataLoader workers as there are cores and computes in batches of 64 under inference_mode.
+The usual script decodes in as many DataLoader workers as there are cores and computes in batches of 64 under inference_mode: with fewer files
+than workers times 64 some of its workers would have nothing to do, and of 64 files nothing would overlap.
+Ours computes as ``sightline embed`` does, in bfloat16 where the processor multiplies it; there it is measured in float32 too. A ratio is that
+of one run to the one beside it; the median is of these.
 "model alone" is our rate without any file, the most that ours can reach; its share of the matrix-product ceilings counts the model's
 operations by torch's own counter. Where others use the machine too, trust the ratio of processor times, and neither quite: torch's
 threads wait for each other, so a busy machine costs the usual script more than ours. The last table is resident memory along one
@@ -17,6 +20,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +108,13 @@ class UsualScript:
             return torch.cat([torch.nn.functional.normalize(self.model(images), dim=1) for images in loader]).numpy()
 
 
-def ours(encoder: Any, files: list[Path]) -> np.ndarray:
+def ours(encoder: Any, files: list[Path], precision: str = "auto") -> np.ndarray:
     from sightline.data.images import BadFiles
     from sightline.data.records import Records
     from sightline.search.embed import embed_records
 
     records = Records(files[0].parent, tuple(file.name for file in files))
-    return embed_records(encoder, records, BadFiles(), batch_size=BATCH_SIZE, show=False).vectors
+    return embed_records(encoder, records, BadFiles(), batch_size=BATCH_SIZE, precision=precision, show=False).vectors
 
 
 def make_encoder(name: str, image_px: int = 224, **arguments: Any) -> Any:
@@ -145,19 +149,34 @@ def model_alone(encoder: Any, repeats: int) -> dict[str, float]:
 def compare(encoder: Any, files: list[Path], repeats: int, num_workers: int) -> dict[str, float]:
     """Return rates of both sides on the same files, their ratio, and the least cosine between their descriptors."""
     usual = UsualScript(encoder, num_workers)
-    cosine = float((usual.embed(files[:NUM_DISTINCT]) * ours(encoder, files[:NUM_DISTINCT])).sum(axis=1).min())  # and both are warm
-    runs = interleaved({"usual": lambda: usual.embed(files), "ours": lambda: ours(encoder, files)}, repeats)
+    few = files[:NUM_DISTINCT]
+    truth = usual.embed(few)  # and all are warm
+    kinds = {"ours": "auto", **({"ours_fp32": "fp32"} if takes_bf16() else {})}
+    cosines = {name: float((truth * ours(encoder, few, precision)).sum(axis=1).min()) for name, precision in kinds.items()}
+    calls: dict[str, Any] = {name: partial(ours, encoder, files, precision) for name, precision in kinds.items()}
+    runs = interleaved({"usual": lambda: usual.embed(files), **calls}, repeats)
     walls = {name: [run.wall_s for run in taken] for name, taken in runs.items()}
     processor = {name: [run.cpu_s for run in taken] for name, taken in runs.items()}
-    ratios = [a / b for a, b in zip(walls["usual"], walls["ours"], strict=True)]
-    return {
-        **{name: len(files) / statistics.median(taken) for name, taken in walls.items()},
-        "ratio": median_ratio(walls["usual"], walls["ours"]),
-        "least": min(ratios),
-        "most": max(ratios),
-        "cpu_ratio": median_ratio(processor["usual"], processor["ours"]),
-        "cosine": cosine,
-    }
+    found: dict[str, float] = {name: len(files) / statistics.median(taken) for name, taken in walls.items()}
+    for name in kinds:
+        ratios, ending = [a / b for a, b in zip(walls["usual"], walls[name], strict=True)], name.removeprefix("ours")
+        found |= {
+            f"ratio{ending}": median_ratio(walls["usual"], walls[name]),
+            f"least{ending}": min(ratios),
+            f"most{ending}": max(ratios),
+            f"cpu_ratio{ending}": median_ratio(processor["usual"], processor[name]),
+            f"cosine{ending}": cosines[name],
+        }
+    return found
+
+
+def takes_bf16() -> bool:
+    """Return whether ours computes in bfloat16 on this processor unless it is told otherwise."""
+    import torch
+
+    from sightline.runtime import autocast_dtype
+
+    return autocast_dtype("auto", torch.device("cpu")) is not None
 
 
 def memory(folder: Path) -> Iterator[tuple[int, float]]:
@@ -178,13 +197,13 @@ def memory(folder: Path) -> Iterator[tuple[int, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--images", type=int, default=128, help="files of each size")
+    parser.add_argument("--images", type=int, default=512, help="files of each size")
     parser.add_argument("--sizes", nargs="+", default=["4000x3000", "1600x1200", "640x480"])
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "vit_small_patch16_224"])
     parser.add_argument("--no-memory", action="store_true", help="leave the 20,000 files out")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    answer: dict[str, Any] = {"machine": machine(), "models": {}, "rates": [], "memory_mib": {}}
+    answer: dict[str, Any] = {"machine": machine(), "bf16": takes_bf16(), "models": {}, "rates": [], "memory_mib": {}}
     with tempfile.TemporaryDirectory() as folder:
         for size in options.sizes:
             make_photos(Path(folder, size), *map(int, size.split("x")), options.images)
@@ -205,10 +224,24 @@ def as_text(answer: dict[str, Any]) -> str:
     rows = []
     for run in answer["rates"]:
         alone = answer["models"][run["model"]]["images_per_s"]
-        ratio = f"{run['ratio']:.2f} ({run['least']:.2f} to {run['most']:.2f})"
-        rates = (f"{run['usual']:.1f}", f"{run['ours']:.1f}", ratio, f"{run['cpu_ratio']:.2f}", f"{alone:.1f}")
-        rows.append((run["size"], run["model"], *rates, f"{run['cosine']:.5f}"))
-    columns = ("photographs", "model", "usual images/s", "ours", "ratio (least to most)", "processor time ratio", "model alone", "cosine")
+        for ending in ("", "_fp32"):
+            if f"ratio{ending}" not in run:
+                continue
+            ratio = f"{run[f'ratio{ending}']:.2f} ({run[f'least{ending}']:.2f} to {run[f'most{ending}']:.2f})"
+            rates = (f"{run['usual']:.1f}", f"{run[f'ours{ending}']:.1f}", ratio, f"{run[f'cpu_ratio{ending}']:.2f}")
+            computed = "float32" if ending or not answer["bf16"] else "bfloat16"
+            rows.append((run["size"], run["model"], computed, *rates, "" if ending else f"{alone:.1f}", f"{run[f'cosine{ending}']:.5f}"))
+    columns = (
+        "photographs",
+        "model",
+        "ours in",
+        "usual images/s",
+        "ours",
+        "ratio (least to most)",
+        "processor time ratio",
+        "model alone",
+        "cosine",
+    )
     text = f"{head(__doc__.splitlines()[0], facts)}\n{table(columns, rows)}\n\n"
     for name, model in answer["models"].items():
         reached = model["images_per_s"] * model["gflop"]

@@ -26,6 +26,7 @@ from sightline.errors import ModelError, first_line, nearest
 from sightline.nn import which_backbone
 from sightline.nn.checkpoints import load_weights, require_finite
 from sightline.nn.families import fix_positions
+from sightline.nn.last_block import can_stop_at_prefix, prefix_tokens
 from sightline.nn.layouts import BESIDE
 from sightline.nn.multiscale import rescale
 from sightline.nn.positions import resize_positions_as_dino
@@ -73,6 +74,13 @@ class Backbone(nn.Module):
             return Tokens(features.new_zeros(features.shape[0], 0, features.shape[-1]), features.flatten(1, 2), (rows, columns))
         patches = features[:, self.num_prefix :]
         return Tokens(features[:, : self.num_prefix], patches, self._grid(patches.shape[1], images))
+
+    def prefix(self, images: torch.Tensor) -> Tokens:
+        """Return the tokens of an image of the network's own size without gradients, where it can without the patches, which nobody is to read."""
+        if not can_stop_at_prefix(self.net):
+            return self(images)  # type: ignore[no-any-return]
+        prefix = prefix_tokens(self.net, images)
+        return Tokens(prefix, prefix[:, :0], (0, 0))
 
     def norm_pooled(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return ``pooled`` after the norm that some backbones (BEiT, EVA) keep behind their pooling; unchanged elsewhere."""

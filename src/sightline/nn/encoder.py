@@ -22,7 +22,7 @@ from sightline.nn.classifier import Classifier
 from sightline.nn.multiscale import power_mean, rescale
 from sightline.nn.own_input import resolved
 from sightline.nn.pictures import Pictures, each, opened
-from sightline.nn.pooling import OF_DISTILLATION, TWICE_AS_WIDE, pool
+from sightline.nn.pooling import OF_DISTILLATION, OF_PREFIX, TWICE_AS_WIDE, pool
 from sightline.nn.reduction import Reduction
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.runtime import Precision, autocast_dtype
@@ -100,7 +100,8 @@ class Encoder(nn.Module):
         return F.normalize(power_mean(of_scales, model.scale_p), dim=1)
 
     def _pooled(self, images: torch.Tensor) -> torch.Tensor:
-        return self.pool_tokens(self.backbone(images))
+        of_prefix = self.model.pooling in OF_PREFIX and not (self.training or torch.is_grad_enabled())
+        return self.pool_tokens(self.backbone.prefix(images) if of_prefix else self.backbone(images))
 
     def pool_tokens(self, tokens: Tokens) -> torch.Tensor:
         """Return the pooled (and projected) vectors ``[B, D]`` of the backbone's tokens."""

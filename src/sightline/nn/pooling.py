@@ -25,6 +25,10 @@ OF_DISTILLATION: frozenset[Pooling] = frozenset(("dist", "cls_dist_mean", "cls_d
 """The poolings that read the distillation token: token 1 of a distilled DeiT. Elsewhere token 1 may be a register, which nothing taught."""
 
 
+OF_PREFIX: frozenset[Pooling] = frozenset(("cls", *OF_DISTILLATION))
+"""The poolings that read no patch: a plain ViT's last block is then asked for its prefix tokens alone."""
+
+
 def pool(tokens: Tokens, pooling: Pooling, gem_p: float = 3.0) -> torch.Tensor:
     """Return one vector per image, ``[B, D]`` (``[B, 2 D]`` for ``TWICE_AS_WIDE``), of the prefix tokens or of the patch tokens.
 

@@ -16,7 +16,7 @@ from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
 from sightline.nn.encoder import Encoder
 from sightline.progress import Bar, Meter
-from sightline.runtime import Precision, num_cpus
+from sightline.runtime import Precision, keep_freed_memory, num_cpus
 
 BATCH_SIZE = 64
 
@@ -44,6 +44,7 @@ def embed_stream(
     ``B`` is at most ``batch_size``, and on a CPU at most ``CPU_BATCH_SIZE``.
     """
     on_cpu = encoder.device.type == "cpu"
+    keep_freed_memory(encoder.device)
     meter, done = Meter(), 0
     with Bar(what, len(records), show=show and len(records) > batch_size) as bar:
         images_of = decode_stream(
