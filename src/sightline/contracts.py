@@ -245,10 +245,14 @@ class Descriptors:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The K closest gallery rows of each query: ``rows`` int64 ``[Q, K]`` (-1 pads), ``similarity`` float32 ``[Q, K]`` (-inf pads), closest first."""
+    """The K closest gallery rows of each query: ``rows`` int64 ``[Q, K]`` (-1 pads), ``similarity`` float32 ``[Q, K]`` (-inf pads), closest first.
+
+    ``how`` says of each query how an index found its answer: "exact", "approximate" or "approximate, widened"; empty elsewhere.
+    """
 
     rows: IntArray
     similarity: FloatArray
+    how: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.shape != self.similarity.shape:
@@ -271,9 +275,10 @@ class Hit:
 
 @dataclass(frozen=True)
 class Hits(Sequence[Hit]):
-    """The answers to one query, closest first."""
+    """The answers to one query, closest first; ``how`` as in ``Ranking``."""
 
     hits: tuple[Hit, ...]
+    how: str = ""
 
     def __len__(self) -> int:
         return len(self.hits)

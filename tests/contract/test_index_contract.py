@@ -23,7 +23,7 @@ from sightline.index.items import Brought, Source
 from sightline.index.writer import Limits
 
 DIM = 16
-SMALL = Limits(log_rows=400, ann_rows=500, exact_rows=20, tidy_rows=1_200)
+SMALL = Limits(log_rows=400, ann_rows=500, exact_rows=20, tidy_rows=1_200, walk_cost=0)
 OPTIONS: dict[str, dict[str, Any]] = {
     "local": {"limits": SMALL},
     "local, IVF": {"limits": dataclasses.replace(SMALL, ivf_rows=500)},
@@ -173,6 +173,73 @@ def test_search_agrees_with_brute_force(filled: Any, where: str | None) -> None:
     assert np.array_equal((found.rows >= 0).sum(axis=1), (truth >= 0).sum(axis=1))
     assert np.all(np.diff(np.nan_to_num(found.similarity, neginf=-9), axis=1) <= 0)
     assert index.count(where) == sum(parsed is None or matches(parsed, item, id) for id, item, _ in model.items.values())
+
+
+NUM_CLASSES, NUM_ANCHORS = 5, 4
+
+
+@pytest.fixture
+def classified(make: Make, tmp_path: Path) -> Any:
+    """Items whose metadata have to do with their vectors: their class, and how many of all are closer to some of the queries."""
+    random = np.random.default_rng(3)
+    centres = unit(random.normal(size=(NUM_CLASSES, DIM)))
+    label = random.integers(0, NUM_CLASSES, 1_540)
+    vectors = unit(0.9 * centres[label] + 0.44 * unit(random.normal(size=(len(label), DIM))))
+    vectors, queries, label, asked = vectors[:1_500], vectors[1_500:], label[:1_500], label[1_500:]
+    closer = np.argsort(np.argsort(-(queries[:NUM_ANCHORS] @ vectors.T), axis=1), axis=1)
+    items = [
+        Item(
+            f"{row:05d}.jpg",
+            {"label": f"c{label[row]}", "odd": row % 2} | {f"closer{of}": int(closer[of, row]) for of in range(NUM_ANCHORS)},
+        )
+        for row in range(len(vectors))
+    ]
+    with make(tmp_path / "index") as index:
+        model = Model()
+        model.put(index.upsert(items, vectors), items, vectors)
+        index.seal()
+        yield index, model, queries, asked
+
+
+CORRELATED = {
+    "own class excluded": lambda query, asked: f'label != "c{asked[query]}"',
+    "own class excluded, half of the rest": lambda query, asked: f'label != "c{asked[query]}" and odd = 1',
+    "another class": lambda query, asked: f'label = "c{(asked[query] + 1) % NUM_CLASSES}"',
+    "own class": lambda query, asked: f'label = "c{asked[query]}"',
+} | {
+    f"nearest {num} excluded": lambda query, asked, num=num: f"closer{query % NUM_ANCHORS} >= {num}"
+    for num in (15, 75, 300, 900)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CORRELATED)
+def test_filters_that_have_to_do_with_the_query_find_what_is_nearest(classified: Any, kind: str) -> None:
+    index, model, queries, asked = classified
+    for k in (1, 10, 100):
+        shares = []
+        for query in range(NUM_ANCHORS * 3 if kind.startswith("nearest") else len(queries)):
+            vector = queries[query % NUM_ANCHORS if kind.startswith("nearest") else query][None]
+            where = CORRELATED[kind](query, asked)
+            shares.append(recall(index.search(vector, k, where=where), model.search(vector, k, parse(where))))
+        assert np.mean(shares) >= 0.99
+
+
+def test_an_answer_tells_how_it_was_found(classified: Any, request: pytest.FixtureRequest) -> None:
+    index, _, queries, asked = classified
+    where = f'label != "c{asked[0]}"'
+    own = np.flatnonzero(asked == asked[0])
+    found = index.search(queries, 10, where=where)
+    others = [how for query, how in enumerate(found.how) if query not in own]
+    if request.node.callspec.params["make"] == "local, exact":
+        assert set(found.how) == {"exact"}
+    else:
+        assert {found.how[query] for query in own} == {"exact"}, "what is around these is left out: no walk may answer them"
+        assert others.count("approximate") > len(others) / 2, "the search structure is asked, or this suite tests nothing"
+        assert set(index.search(queries, 10).how) == {"approximate"}
+        some = index.search(queries[:NUM_ANCHORS], 10, where="closer0 >= 40").how
+        assert some[0] == "approximate, widened"
+    assert set(index.search(queries, 10, exact=True).how) == {"exact"}
+    assert [hits.how for hits in index.hits(found)] == list(found.how)
 
 
 def test_many_answers_are_as_good_as_ten(filled: Any) -> None:

@@ -185,7 +185,10 @@ def _answer_input(opened: Any, rerank: str, as_json: bool) -> None:
 
 def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str, as_json: bool) -> None:
     if as_json:
-        queries = [{"image": str(query), "hits": [_hit_json(hit) for hit in hits]} for query, hits in zip(asked, answers, strict=True)]
+        queries = [
+            {"image": str(query), "searched": hits.how, "hits": [_hit_json(hit) for hit in hits]}
+            for query, hits in zip(asked, answers, strict=True)
+        ]
         print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries} | ({"note": told} if told else {}))
         note(told)
         return
@@ -194,6 +197,7 @@ def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str,
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for query, hits in zip(asked, answers, strict=True):
         print("\n".join(answer_lines(query, hits, width)))
+        note(f"searched: {hits.how}" if hits.how else "")
     note(told)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.contracts import FloatArray, IntArray
 from sightline.index.base import sync_folder
 from sightline.index.scan import merge, similarities_of
 from sightline.index.segments import sha256_of
@@ -26,6 +26,16 @@ LADDER = {HNSW: (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024), IVF: (4, 8
 OVERFETCH = {HNSW: 3, IVF: 20}
 """Candidates re-ranked exactly for each answer: 8 bits a dimension lose a rank or two, one bit a dimension loses many."""
 
+DEEP_MARGIN = 64
+"""Of many answers a graph re-ranks no more than a quarter and these besides: the true first 1,000 lay among the first 1,132 by their codes."""
+
+MEASURED_RANK = 10
+"""Down to here a search parameter itself is calibrated, and recall@10 is told."""
+
+ROWS_A_CANDIDATE, ROWS_A_GATHER = 360, 40
+"""Rows that a product with many queries gets through (11 ns each, 384 wide) while a walk takes one unit of ``efSearch`` (4 us) and while
+one row is gathered to be re-ranked."""
+
 NUM_LINKS = 32
 BUILD_EFFORT = 128
 TRAINING_ROWS = 100_000
@@ -35,32 +45,54 @@ BATCH, GATHERED_ROWS = 256, 65_536
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What it takes to find the item at a rank: ``parameter`` down to the tenth, ``growth`` times as much more for each rank below.
+
+    Calibration measured it down to rank ``depth``; what lies deeper is not to be looked for in this way.
+    """
+
+    parameter: int
+    growth: float
+    depth: int
+
+    def at(self, rank: int) -> int:
+        """Return the search parameter that finds the items down to ``rank``."""
+        return int(self.parameter * (1 + self.growth * max(0, rank - MEASURED_RANK)))
+
+
+@dataclass(frozen=True)
 class Ann:
-    """A loaded search structure over ``rows`` rows of ``kind`` and the search ``parameter`` that calibration chose."""
+    """A loaded search structure over ``rows`` rows of ``kind`` and the ``effort`` that calibration found it to take."""
 
     kind: str
     rows: int
-    parameter: int
+    effort: Effort
     structure: Any
 
-    def top(
-        self, queries: FloatArray, vectors: FloatArray, k: int, *, parameter: int = 0, allowed: BoolArray | None = None
-    ) -> tuple[IntArray, FloatArray]:
+    def top(self, queries: FloatArray, vectors: FloatArray, k: int, *, parameter: int = 0) -> tuple[IntArray, FloatArray]:
         """Return (rows ``[Q, K]``, exact similarity ``[Q, K]``), closest first, of the ``k`` closest of ``vectors`` that were met.
 
-        ``allowed`` ``[M]`` limits the rows; ``parameter`` is the effort, 0 for the calibrated one. Pads are -1 and -inf.
+        ``parameter`` is the search parameter, 0 for what the calibrated effort takes. Pads are -1 and -inf.
         """
-        step = max(1, min(BATCH, GATHERED_ROWS // (k * OVERFETCH[self.kind])))
+        step = max(1, min(BATCH, GATHERED_ROWS // self._num_candidates(k)))
         parts = [
-            self._top(queries[start : start + step], vectors, k, parameter or self.parameter, allowed)
-            for start in range(0, len(queries), step)
+            self._top(queries[start : start + step], vectors, k, parameter or self.effort.at(k)) for start in range(0, len(queries), step)
         ]
         return np.concatenate([rows for rows, _ in parts]), np.concatenate([similarity for _, similarity in parts])
 
-    def _top(
-        self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int, allowed: BoolArray | None
-    ) -> tuple[IntArray, FloatArray]:
-        rows = self._candidates(queries, k * OVERFETCH[self.kind], parameter, allowed)
+    def num_rows_read(self, k: int) -> float:
+        """Return how many rows of a scan, for many queries at once, take as long as finding ``k``."""
+        if self.kind == HNSW:
+            return ROWS_A_CANDIDATE * self.effort.at(k)
+        num_lists = _num_lists(self.rows)
+        return self.rows * min(1.0, self.effort.at(k) / num_lists) + ROWS_A_GATHER * self._num_candidates(k)
+
+    def _num_candidates(self, k: int) -> int:
+        most = OVERFETCH[self.kind] * k
+        return min(self.rows, most if self.kind == IVF else min(most, k + k // 4 + DEEP_MARGIN))
+
+    def _top(self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int) -> tuple[IntArray, FloatArray]:
+        rows = self._candidates(queries, self._num_candidates(k), parameter)
         similarity = similarities_of(queries, np.asarray(vectors[np.maximum(rows, 0)], np.float32))
         similarity[rows < 0] = -np.inf
         if rows.shape[1] < k:
@@ -68,16 +100,14 @@ class Ann:
             rows, similarity = np.pad(rows, pads, constant_values=-1), np.pad(similarity, pads, constant_values=-np.inf)
         return merge([rows], [similarity], k)
 
-    def _candidates(self, queries: FloatArray, num: int, parameter: int, allowed: BoolArray | None) -> IntArray:
+    def _candidates(self, queries: FloatArray, num: int, parameter: int) -> IntArray:
         """Return candidate rows ``[Q, K]``, -1 where fewer were met; parameters travel with the call, the structure is shared."""
         import faiss
 
-        num = min(num, self.rows)
-        selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         if self.kind == HNSW:
-            options = faiss.SearchParametersHNSW(efSearch=max(parameter, num), sel=selector)
+            options = faiss.SearchParametersHNSW(efSearch=max(parameter, num))
         else:
-            inner = faiss.IVFRaBitQSearchParameters(nprobe=min(parameter, _num_lists(self.rows)), sel=selector)
+            inner = faiss.IVFRaBitQSearchParameters(nprobe=min(parameter, _num_lists(self.rows)))
             options = faiss.SearchParametersPreTransform(index_params=inner)
         _, rows = self.structure.search(queries, num, params=options)
         found: IntArray = rows
@@ -104,7 +134,7 @@ def build(kind: str, vectors: FloatArray) -> Ann:
     structure.train(np.asarray(vectors[sample], np.float32))
     for start in range(0, num_rows, BLOCK_ROWS):
         structure.add(np.asarray(vectors[start : start + BLOCK_ROWS], np.float32))
-    return Ann(kind, num_rows, 0, structure)
+    return Ann(kind, num_rows, Effort(0, 0.0, 0), structure)
 
 
 def _num_lists(num_rows: int) -> int:
@@ -129,7 +159,7 @@ def write(ann: Ann, file: Path) -> str:
     return sha256
 
 
-def load(file: Path, sha256: str, kind: str, rows: int, parameter: int) -> Ann | None:
+def load(file: Path, sha256: str, kind: str, rows: int, effort: Effort) -> Ann | None:
     """Return the structure in ``file``, or None where the file is missing or is not the one that was recorded."""
     import faiss
 
@@ -143,4 +173,4 @@ def load(file: Path, sha256: str, kind: str, rows: int, parameter: int) -> Ann |
         return None
     finally:
         faiss.set_deserialization_vector_byte_limit(before)
-    return Ann(kind, rows, parameter, structure) if structure.ntotal == rows else None
+    return Ann(kind, rows, effort, structure) if structure.ntotal == rows else None

@@ -45,7 +45,7 @@ class Header:
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """One sealed part: its rows, how it is searched (``exact``, ``hnsw-sq8``, ``ivf-rabitq``) and the recall@10 measured for it."""
+    """One sealed part: its rows, how it is searched, and the recall measured for it without a filter and, down to ``depth``, with one."""
 
     rows: int
     dead: int
@@ -53,11 +53,13 @@ class SegmentInfo:
     parameter: int | None
     recall_at_10: float
     calibrated: str | None
+    recall_filtered: float | None = None
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
 class IndexInfo:
-    """What an index says about itself: ``rows`` are vectors, ``items`` pictures; sizes in bytes, ``recall_at_10`` (0 to 1) measured against exact search."""
+    """What an index says about itself: ``rows`` are vectors, ``items`` pictures; sizes in bytes; recall as of its segments."""
 
     path: str
     engine: str
@@ -71,6 +73,7 @@ class IndexInfo:
     dead_rows: int
     bytes_on_disk: int
     recall_at_10: float
+    recall_filtered: float | None = None
     segments: tuple[SegmentInfo, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -245,7 +248,7 @@ class Index(ABC):
         """Return the ``k`` items closest to each of ``vectors`` ``[Q, D]``, as ids; equal similarities put the lower id first.
 
         ``similarity`` is the exact float32 dot product (cosine, -1 to 1). Which items are found is approximate in large segments
-        (see ``info``) unless ``exact``; a filter never costs an answer: ``k`` come back wherever ``k`` match.
+        (see ``info``) unless ``exact``: see ``how``. ``k`` come back wherever ``k`` match.
 
         Raises:
             IndexStoreError: the vectors do not fit the index, or a file of it is damaged.

@@ -260,9 +260,12 @@ class LocalIndex(Index):
                     Hit(id, items[id].path, value, items[id].metadata, items[id].box)
                     for id, value in zip(ids, similarity, strict=True)
                     if id in items
-                )
+                ),
+                how,
             )
-            for ids, similarity in zip(ranking.rows.tolist(), ranking.similarity.tolist(), strict=True)
+            for ids, similarity, how in zip(
+                ranking.rows.tolist(), ranking.similarity.tolist(), ranking.how or [""] * len(ranking.rows), strict=True
+            )
         ]
 
     def _current(self, *, with_log: bool) -> Snapshot:
@@ -294,7 +297,7 @@ class LocalIndex(Index):
         with self._reading:
             if key not in self._anns:
                 with explained("loading a search structure"):
-                    self._anns[key] = ann.load(ann_file(self.path, row.number), row.ann_sha256, row.ann_kind, row.rows, row.parameter or 0)
+                    self._anns[key] = writer.load_ann(self.path, row)
             return self._anns[key]
 
     # --- about itself ---------------------------------------------------------------------------------------------------------
@@ -307,12 +310,15 @@ class LocalIndex(Index):
         segments = tuple(describe(segment, sound[segment.row.number]) for segment in now.segments)
         rows = len(now.log.ids) + sum(segment.num_live for segment in now.segments)
         found = len(now.log.ids) + sum(about.recall_at_10 * (about.rows - about.dead) for about in segments)
+        filtered = [about.recall_filtered for about in segments]
         unindexed = sum(about.rows >= self.limits.ann_rows and about.kind == "exact" for about in segments)
         notes = (
             [f"{unindexed} large segments have no sound search structure and are searched exactly, which is slower: seal the index"]
             if unindexed
             else []
         )
+        if None in filtered:
+            notes.append("recall with a filter was not measured when this index was made: sightline index with --images measures it")
         if segments and all(about.kind == "exact" for about in segments) and not unindexed:
             notes.append(f"small enough to be searched exactly (a search structure starts at {self.limits.ann_rows:,} rows)")
         head = self.header
@@ -331,6 +337,7 @@ class LocalIndex(Index):
             dead_rows=sum(about.dead for about in segments),
             bytes_on_disk=bytes_on_disk,
             recall_at_10=found / rows if rows else 1.0,
+            recall_filtered=None if None in filtered else min((value for value in filtered if value is not None), default=1.0),
             segments=segments,
             notes=tuple(notes),
         )

@@ -159,7 +159,7 @@ class PatchIndex(LocalIndex):
             ids, similarity = items_of(found, k)
             # Patches of one picture may take all the places of many: ask for more until there are k pictures, or no more patches.
             if num >= MAX_K or bool(np.all((ids >= 0).all(axis=1) | (found.rows < 0).any(axis=1))):
-                return Ranking(ids, similarity)
+                return Ranking(ids, similarity, found.how)
             num = min(MAX_K, 4 * num)
 
     def search_patches(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray, Ranking
-from sightline.index.ann import HNSW, Ann
+from sightline.index.ann import Ann
 from sightline.index.scan import exact_top, merge
 from sightline.index.segments import Segment, damaged
 from sightline.index.snapshot import Log, Snapshot
 from sightline.index.writer import Limits
 
-EXACT_SHARE = 0.03
-"""A filter that leaves no more than this share of a segment is answered exactly."""
+SCAN_ONCE = 10
+"""A scan reads its rows from memory once for all queries, and that takes as long as the products of so many queries with them."""
 
-WALK_ROWS = 16
-MANY_QUERIES = 64
-WALK_ROWS_OF_MANY = 64
-"""Rows that a scan gets through while a graph walk takes one unit of ``efSearch``: few for one query, more for many, whose
-similarities are one matrix product. 200,000 rows, a filter that leaves 20 %: the walk answered 310 queries a second."""
+SPREAD = 3
+"""Standard deviations by which the rank of the k-th allowed row may exceed what it is where a filter has nothing to do with the vectors."""
+
+DEEPER = 4
+"""A query whose answer was not within the rows that were looked at looks at so many times as many, or more, or scans."""
+
+WIDENING_SHARE = 0.25
+"""Looking deeper may cost no more than this part of the scan it may spare: in all, a third of one is lost where it spares none."""
+
+EXACT, APPROXIMATE, WIDENED = range(3)
+HOW = ("exact", "approximate", "approximate, widened")
+"""What an answer says of how it was found: the least certain of its segments."""
 
 MOST_SIMILAR = 1.01
 """No two unit vectors are more similar; a stored vector that is was damaged on the disk."""
@@ -68,15 +76,16 @@ def answer(
     assert snapshot.log is not None
     if not len(queries):
         return Ranking(np.empty((0, k), np.int64), np.empty((0, k), np.float32))
-    parts = [_from_log(snapshot.log, allowed.log, queries, k)]
+    num_queries = len(queries)
+    parts = [(*_from_log(snapshot.log, allowed.log, queries, k), np.full(num_queries, EXACT))]
     for segment in snapshot.segments:
         mask = allowed.segments[segment.row.number]
         num = int(mask.sum())
         if num:
             ann = None if exact or num <= limits.exact_rows else ann_of(segment)
-            parts.append(_from_segment(segment, mask, num, queries, k, ann))
-    rows, similarity = merge([ids for ids, _ in parts], [found for _, found in parts], k)
-    return Ranking(rows, similarity)
+            parts.append(_from_segment(segment, mask, num, queries, k, ann, limits))
+    rows, similarity = merge([ids for ids, _, _ in parts], [found for _, found, _ in parts], k)
+    return Ranking(rows, similarity, tuple(HOW[least] for least in np.max([how for _, _, how in parts], axis=0)))
 
 
 def _from_log(log: Log, mask: BoolArray, queries: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
@@ -84,36 +93,52 @@ def _from_log(log: Log, mask: BoolArray, queries: FloatArray, k: int) -> tuple[I
     return _ids(log.ids, rows), similarity
 
 
-def _from_segment(segment: Segment, mask: BoolArray, num: int, queries: FloatArray, k: int, ann: Ann | None) -> tuple[IntArray, FloatArray]:
-    allowed = None if num == len(mask) else mask
-    effort = _effort(ann, k, num) if ann is not None else 0
-    if ann is None or is_exact_sooner(ann, effort, num, len(queries)):
-        rows, similarity = exact_top(queries, segment.vectors, k, allowed)
-    else:
-        rows, similarity = ann.top(queries, segment.vectors, k, parameter=effort, allowed=allowed)
-        # A graph may run dry among forbidden rows; the answer may not.
-        short = np.flatnonzero((rows >= 0).sum(axis=1) < min(k, num))
-        if len(short):
-            rows[short], similarity[short] = exact_top(queries[short], segment.vectors, k, allowed)
+def _from_segment(
+    segment: Segment, mask: BoolArray, num: int, queries: FloatArray, k: int, ann: Ann | None, limits: Limits
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """Return (ids ``[Q, K]``, similarity ``[Q, K]``, how ``[Q]``) of the ``k`` closest of the ``num`` allowed rows.
+
+    The structure is asked for the closest of *all* rows, down to a rank where calibration found its answer to be right. Where ``k`` of
+    these are allowed, they are the answer, as true under any filter as without one. Else the filter has to do with this query (it leaves
+    out what is around it, say): then the structure is asked for more, as long as that is cheap, and at last the allowed rows are scanned.
+    """
+    rows, similarity = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+    how = np.full(len(queries), EXACT)
+    rest, rank, step = np.arange(len(queries)), first_rank(k, num, len(mask)), APPROXIMATE
+    while ann is not None and len(rest) and is_worth_asking(ann, rank, num, len(rest), limits, step):
+        found, values = _allowed_first(ann.top(queries[rest], segment.vectors, rank), mask, k)
+        enough = found[:, -1] >= 0
+        answered = rest[enough]
+        rows[answered], similarity[answered], how[answered] = found[enough], values[enough], step
+        rest, rank, step = rest[~enough], min(DEEPER * rank, max(ann.effort.depth, rank + 1)), WIDENED
+    if len(rest):
+        rows[rest], similarity[rest] = exact_top(queries[rest], segment.vectors, k, None if num == len(mask) else mask)
     if not np.all((similarity <= MOST_SIMILAR) & ((similarity >= -MOST_SIMILAR) | (rows < 0))):
         raise damaged(segment.file)
-    return _ids(segment.ids, rows), similarity
+    return _ids(segment.ids, rows), similarity, how
 
 
-def _effort(ann: Ann, k: int, num: int) -> int:
-    """Return the calibrated parameter, raised for more answers than it was calibrated with and for rows a filter hides on the way."""
-    more_answers = max(1.0, k / 10)
-    hidden = ann.rows / num
-    return int(ann.parameter * more_answers**0.5 * hidden)
+def _allowed_first(found: tuple[IntArray, FloatArray], mask: BoolArray, k: int) -> tuple[IntArray, FloatArray]:
+    """Return the first ``k`` allowed of ranked rows, padded with -1 and -inf."""
+    rows, similarity = found
+    hidden = ~mask[rows] | (rows < 0)
+    order = np.argsort(hidden, axis=1, kind="stable")[:, :k]
+    lost = np.take_along_axis(hidden, order, axis=1)
+    return np.where(lost, -1, np.take_along_axis(rows, order, axis=1)), np.where(
+        lost, -np.inf, np.take_along_axis(similarity, order, axis=1)
+    )
 
 
-def is_exact_sooner(ann: Ann, effort: int, num: int, num_queries: int) -> bool:
-    """Return True where scanning the ``num`` allowed rows is less work than walking the structure with ``effort``.
+def first_rank(k: int, num: int, num_rows: int) -> int:
+    """Return the rank among all rows within which the ``k`` closest of ``num`` allowed ones lie, if the filter is independent of the query."""
+    return math.ceil((k + SPREAD * math.sqrt(k * (1 - num / num_rows))) * num_rows / num)
 
-    Rows read in order cost a fraction of rows met on a walk, so the rule errs towards the scan, which is also exact.
-    """
-    walk_rows = WALK_ROWS_OF_MANY if num_queries >= MANY_QUERIES else WALK_ROWS
-    return num <= EXACT_SHARE * ann.rows or (ann.kind == HNSW and num <= walk_rows * effort)
+
+def is_worth_asking(ann: Ann, rank: int, num: int, num_queries: int, limits: Limits, step: int) -> bool:
+    """Return True where asking the structure down to ``rank`` is calibrated, and less work than scanning the ``num`` allowed rows."""
+    scan = num * (1 + SCAN_ONCE / num_queries)
+    share = 1.0 if step == APPROXIMATE else WIDENING_SHARE
+    return rank <= ann.effort.depth and limits.walk_cost * ann.num_rows_read(rank) <= share * scan
 
 
 def _ids(ids: IntArray, rows: IntArray) -> IntArray:

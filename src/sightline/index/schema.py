@@ -21,10 +21,12 @@ CREATE TABLE brought(
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables of before up to date (inside a transaction): boxes are added to the key, and all items have the source ``BEFORE``.
+    """Bring the tables of before up to date (inside a transaction): boxes are added to the key, all items have the source ``BEFORE``, and nothing is known of filters.
 
     ``connection`` has the function ``digest_of``. The number that no id has been given above is kept.
     """
+    for column in ("growth REAL", "depth INTEGER", "recall_filtered REAL"):
+        connection.execute(f"ALTER TABLE segments ADD COLUMN {column}")
     (last,) = connection.execute("SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'items'), 0)").fetchone()
     connection.execute("ALTER TABLE items RENAME TO items_before")
     for statement in (ITEMS + SOURCES).split(";"):

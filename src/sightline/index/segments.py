@@ -80,8 +80,8 @@ def describe(segment: Segment, sound: bool) -> SegmentInfo:
     kind = row.ann_kind if sound and row.ann_kind else "exact"
     dead = row.rows - segment.num_live
     if kind == "exact":
-        return SegmentInfo(row.rows, dead, kind, None, 1.0, None)
-    return SegmentInfo(row.rows, dead, kind, row.parameter, row.recall_at_10 or 0.0, row.calibrated)
+        return SegmentInfo(row.rows, dead, kind, None, 1.0, None, 1.0)
+    return SegmentInfo(row.rows, dead, kind, row.parameter, row.recall_at_10 or 0.0, row.calibrated, row.recall_filtered, row.depth)
 
 
 def write_segment(

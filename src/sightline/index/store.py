@@ -42,14 +42,18 @@ CREATE TABLE facts(key TEXT NOT NULL, value NOT NULL, item INTEGER NOT NULL, PRI
 CREATE TABLE log(seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL UNIQUE, vector BLOB NOT NULL);
 CREATE TABLE segments(
     number INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, vectors_sha256 TEXT NOT NULL, ids_sha256 TEXT NOT NULL,
-    ann_kind TEXT, ann_sha256 TEXT, parameter INTEGER, recall_at_10 REAL, calibrated TEXT);
+    ann_kind TEXT, ann_sha256 TEXT, parameter INTEGER, recall_at_10 REAL, calibrated TEXT,
+    growth REAL, depth INTEGER, recall_filtered REAL);
 CREATE TABLE dead(number INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT NULL, row INTEGER NOT NULL);
 """
 
 
 @dataclass(frozen=True)
 class SegmentRow:
-    """What the truth says of a segment: its size, the hashes of its files, and how its search structure was calibrated."""
+    """What the truth says of a segment: its size, the hashes of its files, and how its search structure was calibrated.
+
+    The last three are None in an index that was made before they were measured.
+    """
 
     number: int
     rows: int
@@ -60,6 +64,9 @@ class SegmentRow:
     parameter: int | None = None
     recall_at_10: float | None = None
     calibrated: str | None = None
+    growth: float | None = None
+    depth: int | None = None
+    recall_filtered: float | None = None
 
 
 @contextmanager

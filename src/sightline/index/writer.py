@@ -17,13 +17,17 @@ import numpy as np
 from sightline.contracts import FloatArray, IntArray
 from sightline.errors import IndexStoreError
 from sightline.index import ann
+from sightline.index.ann import Effort
 from sightline.index.calibrate import calibrate
 from sightline.index.segments import Segment, ann_file, sha256_of, sweep, write_segment
 from sightline.index.snapshot import Snapshot
-from sightline.index.store import Store, explained
+from sightline.index.store import SegmentRow, Store, explained
 
 LOCK = "writer.lock"
 MERGE_ROWS = 8_192
+
+UNMEASURED_GROWTH, UNMEASURED_DEPTH = 1 / 16, 100
+"""For an index made before filters were calibrated, until it is sealed again: twice what measured ones took, and not far down."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class Limits:
     """A segment with more dead rows than this is written anew."""
     tidy_rows: int = 200_000
     """So many rows outside any search structure start a ``seal`` by themselves."""
+    walk_cost: float = 1.0
+    """What a search structure costs beside a scan, in multiples of what was measured; 0 has it tried wherever it may answer."""
 
 
 class WriterLock:
@@ -131,11 +137,26 @@ def mostly_dead(segment: Segment, limits: Limits) -> bool:
 
 
 def index_segments(store: Store, folder: Path, snapshot: Snapshot, limits: Limits) -> None:
-    """Build and calibrate the search structure of every large segment that lacks it, or whose file is not what was recorded."""
+    """Build and calibrate the search structure of every large segment that lacks it, or whose file is not what was recorded.
+
+    A structure that was built before filters were calibrated is calibrated again.
+    """
     for segment in snapshot.segments:
-        if segment.row.rows >= limits.ann_rows and not has_sound_ann(folder, segment):
+        sound = has_sound_ann(folder, segment)
+        if segment.row.rows >= limits.ann_rows and not (sound and segment.row.depth is not None):
             with explained("building the search structure of a segment"):
-                _index_segment(store, folder, segment, limits)
+                _index_segment(store, folder, segment, limits, load_ann(folder, segment.row) if sound else None)
+
+
+def load_ann(folder: Path, row: SegmentRow) -> ann.Ann | None:
+    """Return the search structure of a segment, None where there is none or its file is not what was recorded."""
+    if row.ann_kind is None or row.ann_sha256 is None:
+        return None
+    parameter = row.parameter or 0
+    effort = (
+        Effort(parameter, UNMEASURED_GROWTH, UNMEASURED_DEPTH) if row.depth is None else Effort(parameter, row.growth or 0.0, row.depth)
+    )
+    return ann.load(ann_file(folder, row.number), row.ann_sha256, row.ann_kind, row.rows, effort)
 
 
 def has_sound_ann(folder: Path, segment: Segment) -> bool:
@@ -144,13 +165,20 @@ def has_sound_ann(folder: Path, segment: Segment) -> bool:
     return segment.row.ann_sha256 is not None and file.is_file() and sha256_of(file) == segment.row.ann_sha256
 
 
-def _index_segment(store: Store, folder: Path, segment: Segment, limits: Limits) -> None:
-    built = ann.build(ann.kind_for(segment.row.rows, limits.ivf_rows), segment.vectors)
+def _index_segment(store: Store, folder: Path, segment: Segment, limits: Limits, kept: ann.Ann | None) -> None:
+    built = kept or ann.build(ann.kind_for(segment.row.rows, limits.ivf_rows), segment.vectors)
     chosen = calibrate(built, segment.vectors, seed=segment.row.number)
-    sha256 = ann.write(built, ann_file(folder, segment.row.number))
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    sha256 = segment.row.ann_sha256 if kept else ann.write(built, ann_file(folder, segment.row.number))
     row = replace(
-        segment.row, ann_kind=built.kind, ann_sha256=sha256, parameter=chosen.parameter, recall_at_10=chosen.recall_at_10, calibrated=today
+        segment.row,
+        ann_kind=built.kind,
+        ann_sha256=sha256,
+        parameter=chosen.effort.parameter,
+        recall_at_10=chosen.recall_at_10,
+        calibrated=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        growth=chosen.effort.growth,
+        depth=chosen.effort.depth,
+        recall_filtered=chosen.recall_filtered,
     )
     with store.writing("publishing a search structure"):
         store.publish(row)

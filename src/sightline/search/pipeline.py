@@ -60,4 +60,4 @@ def rerank_found(index: Index, queries: FloatArray, found: Ranking, reranker: Re
         ranking = Ranking(np.arange(len(candidates))[None], similarity[None])
         first = reranker(ranking, queries[query : query + 1], gallery).rows[0, :k]
         ids[query, : len(first)], cosines[query, : len(first)] = candidates[first], similarity[first]
-    return Ranking(ids, cosines)
+    return Ranking(ids, cosines, found.how)

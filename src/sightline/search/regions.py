@@ -115,10 +115,13 @@ def group(found: Ranking, most: int) -> IntArray:
     return np.array(order[:most], dtype=np.int64)
 
 
-def candidates(index: PatchIndex, query: FloatArray, num: int, *, where: str | Filter | None, exact: bool) -> IntArray:
-    """Return the ids of the pictures to compare: ``num`` of them wherever that many match, all that match if ``exact`` or if they are few."""
+def candidates(index: PatchIndex, query: FloatArray, num: int, *, where: str | Filter | None, exact: bool) -> tuple[IntArray, str]:
+    """Return the ids of the pictures to compare, and how they were chosen: "exact" or "approximate".
+
+    They are ``num`` wherever that many match, and all that match if ``exact`` or if they are few.
+    """
     if exact or index.count(where) <= max(num, FEW):
-        return index.ids(where)
+        return index.ids(where), "exact"
     asking = query[np.linspace(0, len(query) - 1, min(ASKING, len(query))).round().astype(np.int64)]
     asked = filters.parse(where) if isinstance(where, str) else where
     found = np.zeros(0, np.int64)
@@ -128,8 +131,8 @@ def candidates(index: PatchIndex, query: FloatArray, num: int, *, where: str | F
         proposed = group(index.search_patches(asking, CLOSEST << number, where=rest), num - len(found))
         found = np.concatenate([found, proposed])
         if len(found) == num:
-            return found
-    return np.concatenate([found, np.setdiff1d(index.ids(where), found)[: num - len(found)]])
+            return found, "approximate"
+    return np.concatenate([found, np.setdiff1d(index.ids(where), found)[: num - len(found)]]), "approximate"
 
 
 def search_regions(
@@ -161,7 +164,7 @@ def regions_like(
     index: PatchIndex, query: FloatArray, shape: tuple[int, int], k: int, *, where: str | Filter | None = None, exact: bool = False
 ) -> Hits:
     """Return the ``k`` pictures with the windows most like a query's patches ``[m, D]`` cut as ``shape``; see ``search_regions``."""
-    proposed = candidates(index, query, max(CANDIDATES, 4 * k), where=where, exact=exact)
+    proposed, how = candidates(index, query, max(CANDIDATES, 4 * k), where=where, exact=exact)
     windows: list[tuple[float, int, Box]] = []
     for id, patches in index.patches(proposed):
         window = best_window(query, shape, patches)
@@ -170,7 +173,7 @@ def regions_like(
     ids, similarity = np.array([[id for _, id, _ in first]], np.int64), np.array([[value for value, _, _ in first]], np.float32)
     (hits,) = index.hits(Ranking(ids, similarity))
     box_of = {id: box for _, id, box in first}
-    return Hits(tuple(replace(hit, box=box_of[hit.id]) for hit in hits))
+    return Hits(tuple(replace(hit, box=box_of[hit.id]) for hit in hits), how)
 
 
 def query_patches(asked: PatchFeatures, box: Box | None) -> tuple[FloatArray, tuple[int, int]]:

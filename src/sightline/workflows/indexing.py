@@ -130,17 +130,22 @@ def _describe(about: IndexInfo) -> str:
     lines = [
         f"{about.path}: {_counted(about)} ({about.log_rows:,} not sealed yet, {about.dead_rows:,} dead rows), {about.bytes_on_disk / 2**20:.1f} MiB",
         f"model     {about.model or 'unknown'} ({about.fingerprint}), {about.dim}-d",
-        f"recall@10 {about.recall_at_10:.4f}, measured against exact search",
+        f"recall@10 {about.recall_at_10:.4f} without a filter, measured against exact search{_filtered(about.recall_filtered)}",
         f"engine    {about.engine}, created {about.created}",
     ]
     for segment in about.segments:
         how = (
             "searched exactly"
             if segment.parameter is None
-            else f"{segment.kind} at {segment.parameter}, recall@10 {segment.recall_at_10:.4f} ({segment.calibrated})"
+            else f"{segment.kind} at {segment.parameter}, recall@10 {segment.recall_at_10:.4f} without a filter"
+            f"{_filtered(segment.recall_filtered)} ({segment.calibrated})"
         )
         lines.append(f"segment   {segment.rows:,} rows, {segment.dead:,} dead: {how}")
     return "\n".join([*lines, *(f"note      {note}" for note in about.notes)])
+
+
+def _filtered(recall: float | None) -> str:
+    return "" if recall is None else f", {recall:.4f} or more with one"
 
 
 def _counted(about: IndexInfo) -> str:
