@@ -1,9 +1,9 @@
-# make demo | test | check | format | bench | docs | lock: each makes .venv first. PYTHON=python3.12 chooses the interpreter.
+# make demo | test | mutate | check | format | bench | docs | lock: each makes .venv first. PYTHON=python3.12 chooses the interpreter.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check format bench docs lock clean
+.PHONY: help install demo test mutate check format bench docs lock clean
 
 # The first interpreter that Sightline runs on.
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
@@ -13,6 +13,7 @@ PIP := PIP_USER=0 PIP_REQUIRE_HASHES=0 $(BIN)/python -m pip --disable-pip-versio
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 JOBS ?= 2
 TESTS ?= tests
+MUTATE ?=
 
 # What a caller's shell sets for other Pythons must not leak into ours.
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
@@ -28,6 +29,9 @@ demo: .venv/.installed  ## train, measure, index and search real photographs, of
 
 test: .venv/.installed  ## run the tests (TESTS=tests/unit for some, JOBS=4 for more at a time)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
+
+mutate: .venv/.installed  ## change one line at a time and see which changes no test notices (at most an hour; docs/mutants.md)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutate.py --jobs $(JOBS) $(MUTATE)
 
 check: .venv/.installed  ## lint, formatting, types, layers
 	$(BIN)/ruff check .
@@ -52,7 +56,7 @@ lock: .venv/.installed  ## pin the newest packages that fit pyproject.toml, with
 	  --generate-hashes --no-annotate --no-header --no-emit-index-url --no-emit-find-links --quiet -o requirements-uv.lock
 
 clean:  ## remove what make made
-	rm -rf .venv site demo .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv site demo mutants .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # uv installs the lock in a fraction of pip's time; pip follows where only pip is told how to reach packages here.
 .venv/.installed: requirements.lock requirements-uv.lock pyproject.toml
