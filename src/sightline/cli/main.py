@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,8 @@ def _root(
 
 def entry() -> None:
     """Run the command line and exit: 0 success, 2 bad usage or input, 1 a failure of ours, 130 and 143 stopped by a signal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does: a file name need not be text
     sys.exit(main(sys.argv[1:]))
 
 

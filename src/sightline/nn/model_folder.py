@@ -100,9 +100,12 @@ def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part of it."""
+    """Write a small file so that a reader sees the old or the new text, never a part of it.
+
+    A file name that is not UTF-8 holds lone surrogates: they are written as ``\\udcXX``, which JSON reads as the same name again.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     _sync(part)
     os.replace(part, path)
 

@@ -11,6 +11,7 @@ from typing import Any
 from sightline.errors import DataError, UsageError, explain_os_error, nearest
 from sightline.evaluate import compare_report
 from sightline.evaluate.compare_report import Run
+from sightline.nn import model_folder
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, metrics: Sequence
     compare_report.write_page(page, comparison.runs, chosen, left_out=left_out, command=command)
     try:
         text = json.dumps({**comparison.to_json(), "command": command}, indent=2, ensure_ascii=False)
-        (page.parent / "comparison.json").write_text(text + "\n", encoding="utf-8")
+        model_folder.write_text(page.parent / "comparison.json", text + "\n")
     except OSError as error:
         raise explain_os_error(error, f"writing '{page.parent / 'comparison.json'}'") from error
     return comparison

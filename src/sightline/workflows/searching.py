@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ class Embedded:
 
 
 def embed(model: str, images: Path, out: Path, *, device: str = "auto", precision: Precision = "auto") -> Embedded:
-    """Embed a folder or manifest into ``out``: Parquet (path, vector) or .npy (vectors alone, with the paths in a .txt beside it).
+    """Embed a folder or manifest into ``out``: Parquet (path, vector) or .npy (vectors alone, with the paths in a .txt beside it, a line each).
+
+    A path that is no line of text (it is not UTF-8, or holds a line break) is written as a JSON string there; in Parquet if it is not UTF-8.
 
     Raises:
         UsageError: the model or images cannot be read, or ``out`` has another ending.
@@ -70,13 +73,30 @@ def _write_vectors(out: Path, found: Descriptors, paths: list[str], fingerprint:
     if out.suffix == ".npy":
         with part.open("wb") as stream:
             np.save(stream, found.vectors)
-        model_folder.write_text(out.with_suffix(".txt"), "\n".join(paths) + "\n")
+        model_folder.write_text(out.with_suffix(".txt"), "".join(f"{_as_line(path)}\n" for path in paths))
     else:
         width = found.vectors.shape[1]
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.vectors.reshape(-1)), width)
-        table = pa.table({"path": paths, "vector": vectors}, metadata={"fingerprint": fingerprint})
+        table = pa.table({"path": [_as_text(path) for path in paths], "vector": vectors}, metadata={"fingerprint": fingerprint})
         pq.write_table(table, part)
     os.replace(part, out)
+
+
+def _as_text(path: str) -> str:
+    """Return a path, or where it is not UTF-8 (or looks like what stands for one) the JSON string of it."""
+    return json.dumps(path) if path.startswith('"') or _is_not_utf8(path) else path
+
+
+def _as_line(path: str) -> str:
+    return json.dumps(path) if path.splitlines() != [path] else _as_text(path)
+
+
+def _is_not_utf8(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 # --- search ---------------------------------------------------------------------------------------------------------------------
