@@ -10,7 +10,7 @@ import pytest
 from sightline import catalog
 from sightline.cli.main import COMMANDS, main
 from sightline.recipe import as_setting, flatten
-from sightline.workflows import searching as workflow
+from sightline.workflows import indexing, searching
 from sightline.workflows.training import named_recipe
 
 
@@ -62,11 +62,24 @@ def test_data_and_images_are_one_option(capsys: pytest.CaptureFixture[str], comm
 def test_pictures_stand_behind_the_index_or_behind_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def search(index: Path, pictures: list[Path], *rest: object, **named: object) -> list[object]:
-        asked.append([str(picture) for picture in pictures])
-        return [[] for _ in pictures]
+    class Searched:
+        def __init__(self, *given: object, **named: object) -> None:
+            pass
 
-    monkeypatch.setattr(workflow, "search", search)
+        def __enter__(self) -> Searched:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def answers(self, pictures: list[Path]) -> list[list[object]]:
+            asked.append([str(picture) for picture in pictures])
+            return [[] for _ in pictures]
+
+        def note(self) -> str:
+            return ""
+
+    monkeypatch.setattr(searching, "Search", Searched)
     for arguments in (["a.jpg", "b.jpg"], ["--image", "a.jpg", "b.jpg"], ["--image", "a.jpg", "--image", "b.jpg"]):
         assert told(capsys, "search", "i", *arguments, "--json")[0] == 0
     assert asked == [["a.jpg", "b.jpg"]] * 3
@@ -76,7 +89,7 @@ def test_stopping_an_index_says_that_the_same_command_goes_on(capsys: pytest.Cap
     def stopped(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workflow, "index", stopped)
+    monkeypatch.setattr(indexing, "index", stopped)
     code, _, err = told(capsys, "index", "i", "--images", "photos")
     assert (code, err) == (130, "stopped; what was embedded is kept: the same command goes on where it was\n")
 

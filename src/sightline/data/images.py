@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import stat
 import struct
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import (
     AvifImagePlugin,
     GifImagePlugin,
@@ -30,6 +28,7 @@ from PIL import (
 )
 from PIL.BmpImagePlugin import BmpImageFile
 
+from sightline.data.deep import DeepRange, ends, is_deep, joined, sampled, to_grey
 from sightline.data.listing import drawn_by_us
 from sightline.errors import DataError
 
@@ -45,6 +44,8 @@ DRAFT_MARGIN = 2
 Measured on four photographs: with 2 the model's input lies 51 dB or more from that of full decoding (under one level of 255), with 1.5
 45 dB, with 1 42 dB. Decoding and resizing then cost a fifth for 4000 x 3000 pixels and a half for 1600 x 1200.
 """
+
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k")
 
 BAD_FILES_NAME = "bad_files.jsonl"
 
@@ -63,8 +64,6 @@ _UPRIGHT = {
 }
 
 _SIGNS_OF_A_CUT = ("truncated", "not enough", "unexpected end", "requires a buffer", "no more images")
-
-_SIXTEEN_TO_EIGHT = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
 _OPENERS: tuple[tuple[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]], ...] = (
     # What may be decoded, told by the file's first bytes and never by its name. Pillow's own dispatch is not used: it would try
@@ -109,7 +108,9 @@ class BadImage(DataError):  # noqa: N818 (what it is, not that it is an error: e
         self.kind = kind
 
 
-def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(
+    source: Path | bytes, *, short_px: int | None = None, max_pixels: int = MAX_PIXELS, deep: DeepRange | None = None
+) -> Image.Image:
     """Return the image in a file (or in the bytes of one): upright, RGB, 8 bits, transparency laid on white, the first of many frames.
 
     Args:
@@ -117,6 +118,7 @@ def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int
         short_px: the short side in pixels that the caller will resize to. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where
             its short side stays at least ``DRAFT_MARGIN`` times that. None decodes at full size.
         max_pixels: most pixels to hold.
+        deep: what of a deep grey becomes black and white, see ``measured_range``; None goes by the picture alone.
 
     Raises:
         BadImage: for every trouble, with a reason a person can act on.
@@ -127,7 +129,7 @@ def decode(source: Path | bytes, *, short_px: int | None = None, max_pixels: int
     if drawn_by_us(content):
         raise BadImage("a drawing of Sightline's own", "it is no photograph: move it out of the collection")
     try:
-        return _decode(content, short_px, max_pixels)
+        return _decode(content, short_px, max_pixels, deep)
     except BadImage:
         raise
     except MemoryError as error:
@@ -172,7 +174,7 @@ def read_bytes(file: Path) -> bytes:
             raise BadImage("not readable", error.strerror or str(error)) from error
 
 
-def _decode(content: bytes, short_px: int | None, max_pixels: int) -> Image.Image:
+def _decode(content: bytes, short_px: int | None, max_pixels: int, deep: DeepRange | None) -> Image.Image:
     _check_webp(content, max_pixels)
     image = _open(content)
     whole = image.size
@@ -181,13 +183,38 @@ def _decode(content: bytes, short_px: int | None, max_pixels: int) -> Image.Imag
     # A progressive JPEG is held whole, as coefficients, whatever the scale it is decoded at.
     _check_size(whole if "progressive" in image.info else image.size, max_pixels)
     image.load()
-    return upright_rgb(image)
+    return upright_rgb(image, deep)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def measured_range(files: Sequence[Path]) -> DeepRange | None:
+    """Return the range of a collection's deep greys, from a sample of them; None where the sample holds none.
+
+    Of all pictures of a collection the same value becomes the same grey, and a narrow range (12 bits, the temperatures of a thermal
+    camera) keeps what 8 bits can hold of it.
+    """
+    found = []
+    for file in sampled([file for file in files if file.suffix.lower() in _DEEP_SUFFIXES]):
+        try:
+            with file.open("rb") as stream:
+                start = stream.read(32)
+            if start.startswith(b"\x89PNG") and start[24] != 16:  # most PNG are told here, unopened
+                continue
+            image = _open(read_bytes(file))
+            if is_deep(image):
+                _check_size(image.size, MAX_PIXELS)
+                image.load()
+                found.append(ends(image))
+        except (OSError, IndexError, BadImage):
+            continue
+        except Exception as error:  # hostile bytes raise anything: a file that cannot be read is told where it is decoded
+            _explain(error)
+    return joined(found)
+
+
+def upright_rgb(image: Image.Image, deep: DeepRange | None = None) -> Image.Image:
     """Return an opened image as ``decode`` does: upright by its own orientation tag, RGB, transparency laid on white."""
     upright = _UPRIGHT.get(_orientation(image))
-    rgb = _to_rgb(image)
+    rgb = _to_rgb(image, deep)
     rgb = rgb if upright is None else rgb.transpose(upright)
     if rgb.info:
         rgb = rgb.copy() if rgb is image else rgb
@@ -255,29 +282,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        return _from_deep(image)
+def _to_rgb(image: Image.Image, deep: DeepRange | None) -> Image.Image:
+    if is_deep(image):
+        try:
+            return to_grey(image, deep).convert("RGB")
+        except ValueError as error:
+            raise BadImage("damaged", str(error)) from error
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _from_deep(image: Image.Image) -> Image.Image:
-    """Return a deep grey image as RGB: 16 bits, and floats within [0, 1], span black to white; any other range is stretched to it."""
-    values = np.asarray(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
-        grey = _SIXTEEN_TO_EIGHT[values]
-    else:
-        low, high = float(values.min()), float(values.max())
-        if not math.isfinite(high - low):
-            raise BadImage("damaged", "it has pixels that are not finite numbers")
-        if image.mode == "F" and low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-        grey = np.rint((values - np.float32(low)) * np.float32(255 / max(high - low, 1e-12))).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _explain(error: Exception) -> BadImage:

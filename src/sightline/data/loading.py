@@ -36,8 +36,8 @@ def open_image(records: Records, row: int, short_px: int | None = None) -> Image
     """
     box = None if records.boxes is None or np.isnan(records.boxes[row]).any() else records.boxes[row]
     if box is None:
-        return decode(records.file(row), short_px=short_px)
-    image = decode(records.file(row))  # at full size: the box is in the file's own pixels
+        return decode(records.file(row), short_px=short_px, deep=records.deep)
+    image = decode(records.file(row), deep=records.deep)  # at full size: the box is in the file's own pixels
     left, top = max(0, round(float(box[0]))), max(0, round(float(box[1])))
     right, bottom = min(image.width, round(float(box[2]))), min(image.height, round(float(box[3])))
     if right <= left or bottom <= top:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
+from sightline.data.deep import DeepRange
 from sightline.data.layout import Level, lay_out, names_tell, split_named
 from sightline.data.listing import DECODABLE_SUFFIXES, OnBad, list_images
 from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, Value, read_columns
@@ -44,6 +45,8 @@ class Records:
     extras: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    deep: DeepRange | None = None
+    """What of deep greys (16 bits) becomes black and white, the same in every part of the collection; None goes by each picture alone."""
 
     def __post_init__(self) -> None:
         num = len(self.paths)

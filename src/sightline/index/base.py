@@ -41,6 +41,8 @@ class Header:
     format: int = FORMAT
     short_px: int = 0
     """Of an index of patches: what the short side of its pictures is brought to. Left out of the file where it is 0."""
+    deep: tuple[float, float] | None = None
+    """What of its pictures' deep greys (16 bits) is black and white. Left out of the file where there is none."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,22 @@ class Index(ABC):
 
     @staticmethod
     def create(
-        path: str | Path, *, dim: int, fingerprint: str, model: str = "", engine: str = "local", short_px: int = 0, **options: Any
+        path: str | Path,
+        *,
+        dim: int,
+        fingerprint: str,
+        model: str = "",
+        engine: str = "local",
+        short_px: int = 0,
+        deep: tuple[float, float] | None = None,
+        **options: Any,
     ) -> Index:
         """Return a new, empty index open for writing; it appears at ``path`` whole or not at all.
 
         ``fingerprint`` names the model whose vectors it will take, ``model`` says where that model was found (where it is left out, the
         place that this process loaded it from);
-        ``short_px`` is the size of the pictures whose patches it will take (engine ``patches``); ``options`` are the engine's own.
+        ``short_px`` is the size of the pictures whose patches it will take (engine ``patches``), ``deep`` what of deep greys is black and white;
+        ``options`` are the engine's own.
 
         Raises:
             IndexStoreError: something is at ``path`` already.
@@ -119,7 +130,7 @@ class Index(ABC):
             raise IndexStoreError(f"'{folder}' exists and is not an index: choose an empty or a new folder")
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         model = model or runtime.model_source(fingerprint)
-        header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created, short_px=short_px)
+        header = Header(dim=dim, fingerprint=fingerprint, engine=engine, model=model, created=created, short_px=short_px, deep=deep)
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             # Made beside its place and renamed into it: killed halfway, nothing at `path` looks like an index.
@@ -305,7 +316,7 @@ class Index(ABC):
 
 
 def _as_plain(header: Header) -> dict[str, Any]:
-    return {name: value for name, value in asdict(header).items() if name != "short_px" or value}
+    return {name: value for name, value in asdict(header).items() if name not in ("short_px", "deep") or value}
 
 
 def read_header(folder: Path) -> Header:
@@ -330,8 +341,9 @@ def read_header(folder: Path) -> Header:
             f"'{folder}' has index format {version}, this Sightline reads {' and '.join(map(str, READ_FORMATS))}: use the Sightline that made it, or index again"
         )
     try:
-        return Header(**plain)
-    except TypeError as error:
+        deep = plain.pop("deep", None)
+        return Header(**plain, deep=None if deep is None else (float(deep[0]), float(deep[1])))
+    except (TypeError, ValueError, IndexError) as error:
         raise IndexStoreError(f"'{folder / HEADER}' is not the header of an index: restore it from a copy, or index again") from error
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import FloatArray, PatchFeatures, Tokens
+from sightline.data.deep import DeepRange
 from sightline.data.transforms import WholeTransform, eval_transform
 from sightline.errors import ModelError, first_line, is_memory_full
 from sightline.nn.backbone import SIZE_ERRORS, Backbone, build
@@ -40,6 +41,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.model, self.image = model, resolved(image, model)
         self.fingerprint = ""
+        self.deep: DeepRange | None = None  # of the collection that pictures are compared with; an index remembers its own
         self.backbone = backbone or build(model, self.image.image_px)
         pooled_width = self.backbone.width * (2 if model.pooling in TWICE_AS_WIDE else 1)
         self.projection = nn.Linear(pooled_width, model.projection) if model.projection else nn.Identity()
@@ -182,7 +184,7 @@ class Encoder(nn.Module):
             DataError: one of them cannot be decoded. (To embed a folder and skip its bad files: ``sightline.search.embed``.)
         """
         transform = eval_transform(self.image)
-        batches = _batched((transform(opened(picture, transform.short_px)[0]) for picture in each(pictures)), batch_size)
+        batches = _batched((transform(opened(picture, transform.short_px, self.deep)[0]) for picture in each(pictures)), batch_size)
         parts = [self.embed_batch(torch.stack(batch), precision=precision) for batch in batches]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
@@ -205,7 +207,7 @@ class Encoder(nn.Module):
         transform = self.whole(short_px)
         waiting: list[tuple[torch.Tensor, tuple[int, int]]] = []
         for picture in each(pictures):
-            image, size = opened(picture, transform.short_px)
+            image, size = opened(picture, transform.short_px, self.deep)
             pixels = transform.pixels(image)
             if waiting and (len(waiting) == batch_size or waiting[0][0].shape != pixels.shape):
                 yield from self._patches_of(transform, waiting, precision)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from sightline.data.deep import DeepRange
 from sightline.data.images import BadImage, decode, own_size, read_bytes, upright_rgb
 from sightline.errors import DataError
 
@@ -43,8 +44,10 @@ def each(pictures: Pictures) -> Iterator[Picture]:
         raise DataError(f"{_kind(pictures)} is no picture: {_HINT}") from error
 
 
-def opened(picture: Picture, short_px: int | None) -> tuple[Image.Image, tuple[int, int]]:
+def opened(picture: Picture, short_px: int | None, deep: DeepRange | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """Return the picture upright in RGB, perhaps at a reduced scale whose short side is still ``short_px``, and its own (width, height).
+
+    ``deep`` is what of a deep grey becomes black and white, None by the picture alone.
 
     Raises:
         DataError: it cannot be read as an image.
@@ -53,12 +56,12 @@ def opened(picture: Picture, short_px: int | None) -> tuple[Image.Image, tuple[i
         picture = _of_values(picture)
     try:
         if isinstance(picture, Image.Image):
-            image = upright_rgb(picture)
+            image = upright_rgb(picture, deep)
             return image, image.size
         if not isinstance(picture, str | os.PathLike | bytes):
             raise DataError(f"{_kind(picture)} is no picture: {_HINT}")
         content = picture if isinstance(picture, bytes) else read_bytes(Path(picture))
-        image = decode(content, short_px=short_px)
+        image = decode(content, short_px=short_px, deep=deep)
         return image, own_size(content, image)
     except BadImage as error:
         name = f"'{os.fspath(picture)}'" if isinstance(picture, str | os.PathLike) else "the picture"

@@ -93,7 +93,7 @@ def _decode(records: Records, row: int, transform: WholeTransform) -> Decoded | 
             frame = (left, top, left + image.width, top + image.height)
         else:
             content = read_bytes(records.file(row))
-            image = decode(content, short_px=transform.short_px)
+            image = decode(content, short_px=transform.short_px, deep=records.deep)
             frame = (0, 0, *own_size(content, image))
     except BadImage as error:
         return error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 from sightline import catalog, runtime
-from sightline.data.images import BAD_FILES_NAME, BadFiles
+from sightline.data.images import BAD_FILES_NAME, BadFiles, measured_range
 from sightline.data.records import Records, read_records
 from sightline.errors import explain_os_error
 from sightline.progress import say
@@ -28,7 +29,7 @@ def read_data(
     if runtime.ranks().is_main:
         for note in records.notes:
             say(note)
-    return records
+    return replace(records, deep=measured_range([records.file(row) for row in range(len(records))]))
 
 
 def training_split(records: Records) -> Records:

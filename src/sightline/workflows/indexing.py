@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import runtime
+from sightline.data.deep import DeepRange
 from sightline.data.images import BAD_FILES_NAME, BadFiles, still_bad
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
@@ -169,7 +170,8 @@ def _update(
     records = read_data(images, bad_files)
     encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
     try:
-        with _opened(path, encoder, model, exists, short_px) as opened:
+        with _opened(path, encoder, model, exists, short_px, records.deep) as opened:
+            records = replace(records, deep=opened.header.deep)  # as what is in it already, and as what is asked is read
             update = update_index(opened, encoder, records, bad_files, source=images, precision=precision, prune=not keep)
             count = opened.count()
     except BaseException:
@@ -190,7 +192,7 @@ def _counts(update: Update) -> str:
     return ", ".join([*parts, *([f"{update.unreadable:,} unreadable now and kept as they were"] if update.unreadable else [])])
 
 
-def _opened(path: Path, encoder: Encoder, model: str, exists: bool, short_px: int | None) -> Index:
+def _opened(path: Path, encoder: Encoder, model: str, exists: bool, short_px: int | None, deep: DeepRange | None) -> Index:
     if exists:
         opened = Index.open(path, fingerprint=encoder.fingerprint)
         if model and not opened.header.model:  # made in Python
@@ -198,7 +200,7 @@ def _opened(path: Path, encoder: Encoder, model: str, exists: bool, short_px: in
             write_header(path, opened.header)
         return opened
     if short_px is None:
-        return Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=sources.lasting(model))
+        return Index.create(path, dim=encoder.dim, fingerprint=encoder.fingerprint, model=sources.lasting(model), deep=deep)
     return Index.create(
         path,
         dim=encoder.backbone.width,
@@ -206,6 +208,7 @@ def _opened(path: Path, encoder: Encoder, model: str, exists: bool, short_px: in
         model=sources.lasting(model),
         engine="patches",
         short_px=encoder.whole(short_px).short_px,
+        deep=deep,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 
 from sightline import runtime
 from sightline.contracts import Box, Descriptors
-from sightline.data.images import BadFiles, BadImage, decode
+from sightline.data.images import BadFiles, BadImage, decode, measured_range
 from sightline.errors import DataError, UsageError
 from sightline.lens.explain import explain as write_explanation
 from sightline.lens.explain import require_drawable
@@ -84,10 +84,10 @@ def explain(
         UsageError: the model or a picture cannot be read, the box is outside the first picture, or ``out`` has another ending.
     """
     require_drawable(out)
-    images = []
+    images, deep = [], measured_range([Path(path) for path in pictures])
     for path in pictures:
         try:
-            images.append(decode(path))
+            images.append(decode(path, deep=deep))
         except BadImage as error:
             raise DataError(f"'{path}' cannot be read as an image: {error}") from error
     encoder = model_folder.load(model, device=runtime.device(device))

@@ -128,6 +128,7 @@ class Search:
             raise UsageError(f"'{path}' is an index of patches, whose regions are compared exactly as it is: leave out the re-ranker")
         self.encoder = load_for(path, model, device)
         self.index = Index.open(path, fingerprint=self.encoder.fingerprint, read_only=True)
+        self.encoder.deep = self.index.header.deep
 
     def answers(self, pictures: Sequence[Path]) -> list[Hits]:
         """Return the answers to each picture, closest first.
