@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -378,6 +379,55 @@ def test_a_root_link_that_is_switched_brings_the_new_pictures_and_tells_of_the_o
         world.bring("current", prune=True)
     assert world.bring("current", prune=True, yes=True) == {"unchanged": 1}
     assert world.paths() == ["v2/c.png"]
+
+
+# --- several sources, and Python, say something of one item
+
+
+def test_a_manifest_beside_its_folder_says_more_and_is_believed(world: World) -> None:
+    world.put("photos/x/a.png", "photos/x/b.png")
+    world.manifest("path,label,price\nx/a.png,cup,3\n", "photos/m.csv")
+    world.bring("photos")
+    assert world.bring("photos/m.csv") == {"changed": 1, "rewritten": 1}
+    for _ in range(2):
+        assert {path[-5]: dict(item.metadata) for (path, _), item in world.items().items()} == {
+            "a": {"label": "cup", "price": 3},
+            "b": {"label": "x"},
+        }
+        assert world.bring("photos") == {"unchanged": 2}
+        assert world.bring("photos/m.csv") == {"unchanged": 1}
+    world.manifest("path,label\nx/b.png,mug\n", "photos/m.csv")
+    assert world.bring("photos/m.csv") == {"changed": 1, "rewritten": 1}
+    assert {path[-5]: dict(item.metadata) for (path, _), item in world.items().items()} == {"a": {"label": "x"}, "b": {"label": "mug"}}
+    assert world.bring("photos") == {"unchanged": 2}
+
+
+def test_two_manifests_add_up_and_each_takes_back_only_its_own(world: World) -> None:
+    world.put("a.png")
+    world.manifest("path,price,label\na.png,3,cup\n", "m1.csv")
+    world.manifest("path,caption,label\na.png,red,mug\n", "m2.csv")
+    world.bring("m1.csv")
+    assert world.bring("m2.csv") == {"changed": 1, "rewritten": 1}
+    assert next(iter(world.items().values())).metadata == {"price": 3, "caption": "red", "label": "mug"}
+    world.manifest("path,label\na.png,cup\n", "m1.csv")
+    assert world.bring("m1.csv") == {"changed": 1, "rewritten": 1}
+    assert next(iter(world.items().values())).metadata == {"caption": "red", "label": "cup"}
+
+
+def test_what_python_says_of_an_item_stays(world: World) -> None:
+    world.put("photos/cup/a.png")
+    world.bring("photos")
+    with Index.open(world.store) as index:
+        (id,) = index.ids().tolist()
+        item = index.get(id)
+        index.update([id], [dataclasses.replace(item, metadata={**item.metadata, "mine": 1})])
+    assert world.bring("photos") == {"unchanged": 1}
+    (world.folder / "photos/cup").rename(world.folder / "photos/mug")
+    assert world.bring("photos") == {"moved": 1}
+    assert next(iter(world.items().values())).metadata == {"label": "mug", "mine": 1}
+    world.put("photos/mug/a.png", seed=5)
+    assert world.bring("photos") == {"changed": 1, "embedded": 1}
+    assert next(iter(world.items().values())).metadata == {"label": "mug", "mine": 1}
 
 
 # --- bad files

@@ -137,10 +137,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Brought:
-    """How a source names an item: its path there, and whether it lay on the device of the source's root (else below a mount or link)."""
+    """How a source names an item: its path there, whether it lay on the device of the source's root (else below a mount or link), what it says of it (JSON)."""
 
     name: str
     own_device: bool = True
+    facts: str = "{}"
 
 
 @dataclass(frozen=True)

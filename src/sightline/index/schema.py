@@ -16,7 +16,8 @@ CREATE TABLE items(
 SOURCES = """
 CREATE TABLE sources(number INTEGER PRIMARY KEY AUTOINCREMENT, place TEXT NOT NULL UNIQUE, root TEXT NOT NULL);
 CREATE TABLE brought(
-    item INTEGER NOT NULL, source INTEGER NOT NULL, name TEXT NOT NULL, own_device INTEGER NOT NULL, PRIMARY KEY (item, source)) WITHOUT ROWID;
+    item INTEGER NOT NULL, source INTEGER NOT NULL, name TEXT NOT NULL, own_device INTEGER NOT NULL, facts TEXT NOT NULL,
+    PRIMARY KEY (item, source)) WITHOUT ROWID;
 """
 
 
@@ -39,5 +40,5 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM sqlite_sequence WHERE name = 'items'")
     connection.execute("INSERT INTO sqlite_sequence(name, seq) VALUES ('items', ?)", [last])
     connection.execute("INSERT INTO sources(number, place, root) VALUES (1, '', '')")
-    connection.execute("INSERT INTO brought SELECT id, 1, path, 1 FROM items")
+    connection.execute("INSERT INTO brought SELECT id, 1, path, 1, metadata FROM items")
     connection.execute(f"PRAGMA user_version = {VERSION}")

@@ -15,8 +15,8 @@ def sources(store: Store) -> list[Source]:
     if store.version < VERSION:
         return []
     brought: dict[int, dict[int, Brought]] = {}
-    for item, number, name, own_device in store.rows("SELECT item, source, name, own_device FROM brought"):
-        brought.setdefault(number, {})[item] = Brought(name, bool(own_device))
+    for item, number, name, own_device, facts in store.rows("SELECT item, source, name, own_device, facts FROM brought"):
+        brought.setdefault(number, {})[item] = Brought(name, bool(own_device), facts)
     found = store.rows("SELECT number, place, root FROM sources ORDER BY number")
     return [Source(place, root, brought.get(number, {})) for number, place, root in found]
 
@@ -27,8 +27,8 @@ def claim(store: Store, place: str, root: str, brought: Mapping[int, Brought]) -
         "INSERT INTO sources(place, root) VALUES (?, ?) ON CONFLICT(place) DO UPDATE SET root = excluded.root", [place, root]
     )
     number = store.rows("SELECT number FROM sources WHERE place = ?", [place])[0][0]
-    rows = ((id, number, one.name, int(one.own_device)) for id, one in brought.items())
-    store.connection.executemany("INSERT OR REPLACE INTO brought(item, source, name, own_device) VALUES (?, ?, ?, ?)", rows)
+    rows = ((id, number, one.name, int(one.own_device), one.facts) for id, one in brought.items())
+    store.connection.executemany("INSERT OR REPLACE INTO brought(item, source, name, own_device, facts) VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def disclaim(store: Store, ids: Sequence[int], place: str | None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,17 +89,10 @@ class Listing:
         left, top, right, bottom = (float(str(side)) + 0.0 for side in self.records.boxes[row])  # 0.1, not 0.10000000149
         return left, top, right, bottom
 
-    def item(self, listed: Listed, *, hashed: bool = True) -> Item:
-        """Return the item of a row; ``hashed`` reads its file for the hash of its content."""
+    def item(self, listed: Listed, metadata: Mapping[str, Value], *, sha256: str | None) -> Item:
+        """Return the item of a row, of whose picture ``metadata`` are known."""
         size_bytes, mtime_ns = (None, None) if listed.state is None else (listed.state.size_bytes, listed.state.mtime_ns)
-        return Item(
-            listed.key[0],
-            facts(self.records, listed.row),
-            size_bytes,
-            mtime_ns,
-            self.sha256(listed.key[0]) if hashed else None,
-            listed.key[1],
-        )
+        return Item(listed.key[0], metadata, size_bytes, mtime_ns, sha256, listed.key[1])
 
     def sha256(self, path: str) -> str | None:
         """Return the hash of a file's content, None where it cannot be read."""
@@ -108,7 +102,8 @@ class Listing:
 
     def brought(self, listed: Listed) -> Brought:
         """Return how this source names the item of a row."""
-        return Brought(listed.name, listed.state is None or listed.state.device == self.device)
+        own_device = listed.state is None or listed.state.device == self.device
+        return Brought(listed.name, own_device, json.dumps(facts(self.records, listed.row), ensure_ascii=False))
 
 
 def place_of(source: Path) -> str:

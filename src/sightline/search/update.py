@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from sightline.index.patches import PatchIndex
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
-from sightline.search.listing import Listed, Listing, unused_columns
+from sightline.search.listing import Listed, Listing, facts, unused_columns
 from sightline.search.patches import patch_stream
 from sightline.search.presence import is_away
+from sightline.search.told import Told
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def update_index(
     gone, kept, replaced = plan.left() if prune else ([], [], plan.left()[2])
     if gone:
         index.remove(ids=gone)
+    plan.let_go()
     wanted = [listed for listed in plan.embed if listed.key not in moved]
     yielded: dict[Key, int] = {}
-    for ids, keys in _acknowledged(index, encoder, listing, wanted, bad_files, batch_size, precision, show):
+    for ids, keys in _acknowledged(index, encoder, plan, wanted, bad_files, batch_size, precision, show):
         yielded |= dict(zip(keys, ids.tolist(), strict=True))
     if replaced:
         index.remove(ids=replaced)
@@ -98,27 +100,42 @@ class _Plan:
     bad_files: BadFiles
     known: dict[Key, Known] = field(init=False)
     sources: list[Source] = field(init=False)
+    told: Told = field(init=False)
     unchanged: int = 0
     rewrite: dict[int, Item] = field(default_factory=dict)
     changed_rows: int = 0
     embed: list[Listed] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.known, self.sources = self.index.known(), self.index.sources()
+        self.told = Told(self.sources, self.listing.place)
         self.unlisted = tuple(real_path(path) + "/" for path, _ in self.bad_files.items() if os.path.isdir(path))
         for listed in self.listing.by_key.values():
             have = self.known.get(listed.key)
             if have is None or listed.state is None or not self._is_same_file(listed, have):
                 self.embed.append(listed)
                 continue
-            item = self.listing.item(listed, hashed=False)
+            item = self.item(listed, have)
             same = item.digest == have.digest
             self.unchanged += same
             self.changed_rows += not same
             if not same or have.mtime_ns != listed.state.mtime_ns:
-                self.rewrite[have.id] = Item(item.path, item.metadata, item.size_bytes, item.mtime_ns, have.content_sha256, item.box)
+                self.rewrite[have.id] = item
         if self.rewrite:
             self.index.update(list(self.rewrite), list(self.rewrite.values()))
+
+    def item(self, listed: Listed, have: Known | None, *, hashed: bool = False) -> Item:
+        """Return the item of a row with what all its sources and Python say of it; ``hashed`` reads the file for its hash."""
+        sha256 = self.listing.sha256(listed.key[0]) if hashed else None if have is None else have.content_sha256
+        own = facts(self.listing.records, listed.row)
+        if have is None:
+            return self.listing.item(listed, own, sha256=sha256)
+        item = self.listing.item(listed, self.told.merged(have.id, own), sha256=sha256)
+        if item.digest == have.digest:
+            return item
+        metadata = {**self.told.kept(have.id, self.index.get(have.id).metadata), **item.metadata}
+        return self.listing.item(listed, metadata, sha256=sha256)
 
     def _is_same_file(self, listed: Listed, have: Known) -> bool:
         assert listed.state is not None
@@ -140,14 +157,23 @@ class _Plan:
             how = self.listing.brought(listed) if listed is not None else mine.get(have.id)
             if how is None or (listed is not None and listed.state is not None):
                 continue
-            if listed is None and path in self.listing.paths:
-                if have.id not in elsewhere:
-                    replaced.append(have.id)
+            if listed is None and path in self.listing.paths and have.id not in elsewhere:
+                replaced.append(have.id)
             elif not os.path.lexists(path) and not self._is_away(path, how):
                 gone.append(have.id)
-            elif listed is None and have.id not in elsewhere:
+            elif listed is None and have.id in elsewhere:
+                self.dropped.append(have.id)
+            elif listed is None:
                 kept.append(have.id)
         return gone, kept, replaced
+
+    def let_go(self) -> None:
+        """Take back what this source said of items that it no longer names and another one does."""
+        if self.dropped:
+            items = [self.index.get(id) for id in self.dropped]
+            told = [{**self.told.kept(id, item.metadata), **self.told.merged(id, {})} for id, item in zip(self.dropped, items, strict=True)]
+            self.index.update(self.dropped, [replace(item, metadata=one) for item, one in zip(items, told, strict=True)])
+            self.index.disclaim(self.dropped, self.listing.place)
 
     def _is_away(self, path: str, how: Brought) -> bool:
         spelled = os.path.join(self.listing.root, how.name)
@@ -178,10 +204,10 @@ def _settle(index: Index, listing: Listing) -> int:
                 doubles.append(id)
                 continue
             known[real, box] = known.pop((path, box))
-            moved[id] = _under(index.get(id), real)
+            moved[id] = replace(index.get(id), path=real)
         inside = real.startswith(listing.root.rstrip("/") + "/")
         if real in listing.paths or (inside and os.path.isdir(listing.place)):
-            taken[id] = Brought(os.path.relpath(real, listing.root))
+            taken[id] = Brought(os.path.relpath(real, listing.root), facts=before.brought[id].facts)
     if moved:
         index.update(list(moved), list(moved.values()))
     if doubles:
@@ -190,10 +216,6 @@ def _settle(index: Index, listing: Listing) -> int:
         index.claim(listing.place, listing.root, taken)
         index.disclaim(list(taken), BEFORE)
     return len(doubles)
-
-
-def _under(item: Item, path: str) -> Item:
-    return Item(path, item.metadata, item.size_bytes, item.mtime_ns, item.content_sha256, item.box)
 
 
 def _move(index: Index, listing: Listing, plan: _Plan) -> dict[Key, str]:
@@ -215,7 +237,7 @@ def _move(index: Index, listing: Listing, plan: _Plan) -> dict[Key, str]:
         found = _same_content(listing, listed, candidates, marks)
         if found is not None:
             candidates.remove(found)
-            moved[listed.key], items[found[1].id] = found[0], listing.item(listed)
+            moved[listed.key], items[found[1].id] = found[0], plan.item(listed, found[1], hashed=True)
     if items:
         index.update(list(items), list(items.values()))
         index.disclaim(list(items))
@@ -262,7 +284,7 @@ def _claim(index: Index, listing: Listing, plan: _Plan, yielded: dict[Key, int],
 def _acknowledged(
     index: Index,
     encoder: Encoder,
-    listing: Listing,
+    plan: _Plan,
     wanted: Sequence[Listed],
     bad_files: BadFiles,
     batch_size: int,
@@ -272,15 +294,15 @@ def _acknowledged(
     """Embed rows and yield the ids and keys of each batch once it is durable."""
     if not wanted:
         return
-    chosen = listing.records.select(np.array([listed.row for listed in wanted], dtype=np.int64))
+    chosen = plan.listing.records.select(np.array([listed.row for listed in wanted], dtype=np.int64))
     if isinstance(index, PatchIndex):
         short_px = index.header.short_px
         for rows, patches in patch_stream(encoder, chosen, bad_files, short_px=short_px, precision=precision, show=show, what="indexing"):
-            items = [listing.item(wanted[row]) for row in rows]
+            items = [plan.item(wanted[row], plan.known.get(wanted[row].key), hashed=True) for row in rows]
             yield index.upsert_patches(items, patches), [item.key for item in items]
         return
     for rows, vectors in _embedded(encoder, chosen, bad_files, batch_size, precision, show):
-        items = [listing.item(wanted[row]) for row in rows]
+        items = [plan.item(wanted[row], plan.known.get(wanted[row].key), hashed=True) for row in rows]
         yield index.upsert(items, vectors), [item.key for item in items]
 
 
