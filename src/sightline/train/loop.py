@@ -131,21 +131,22 @@ class Loop:
         """Return what is measured and saved: the averaged weights where the recipe keeps them, else the learner's."""
         return cast(Encoder, self.average.module) if self.average is not None else self.method.encoder()
 
-    def run(self) -> Progress:
-        """Train to the last step, or until SIGINT or SIGTERM: then save and return.
+    def run(self, expected_s: float | None = None) -> Progress:
+        """Train to the last step, or until SIGINT or SIGTERM: then save and return. ``expected_s`` is what the steps may take, to be shown.
 
         Raises:
             TrainingError: the loss is no longer finite; the message is the diagnosis.
         """
         log = MetricsLog(self.folder, resumed_at=self.progress.step) if self.ranks.is_main and self.folder is not None else None
         stream: Iterator[Batch] | None = None
-        bar = Bar("training", self.spec.steps, done=self.progress.step, show=self.ranks.is_main)
+        bar = Bar("training", self.spec.steps, done=self.progress.step, expected_s=expected_s, show=self.ranks.is_main)
         meter = Meter()
         try:
             with self._signals(), bar:
                 if self.validate is not None and self.progress.step == 0:
                     self._validate(log, bar)  # a best model that is worse than the start is none
                 meter.reset()
+                bar.restart()
                 self.timed_until_s = time.perf_counter()
                 while self.progress.step < self.spec.steps:
                     if stream is None or self._is_new_epoch():
@@ -251,6 +252,7 @@ class Loop:
         done, spec = self.progress.step, self.spec
         last = done == spec.steps
         self._take_time()
+        bar.update(done)
         if done % spec.log_every == 0 or last:
             numbers = {name: float(value) for name, value in values.items()}
             rates = meter.read()

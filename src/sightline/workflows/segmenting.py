@@ -20,6 +20,7 @@ from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.segment import labeller
 from sightline.evaluate.dense.segmenting import Bench, count
 from sightline.methods.segment import Segment, SegmentRecipe
+from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder
 from sightline.nn.segmenter import Segmenter
 from sightline.recipe import Recipe
@@ -129,7 +130,15 @@ def read_lesson(data: str | Path, recipe: SegmentRecipe, bad_files: BadFiles) ->
 
 
 def train_on_masks(
-    recipe: Recipe, data: str | Path | Records, run: Path, where: torch.device, bad_files: BadFiles, *, resume: bool, command: str
+    recipe: Recipe,
+    data: str | Path | Records,
+    run: Path,
+    where: torch.device,
+    bad_files: BadFiles,
+    *,
+    resume: bool,
+    after: Path | None,
+    command: str,
 ) -> training.Trained:
     """Train a recipe of segmentation into the run folder ``run`` and return what became of it.
 
@@ -140,8 +149,8 @@ def train_on_masks(
     if isinstance(data, Records) or not isinstance(recipe, SegmentRecipe):
         raise UsageError("segmentation learns from images with masks: give the folder that holds both, as docs/dense.md lays them out")
     lesson = read_lesson(data, recipe, bad_files)
-    goes_on = resume and (run / checkpoint.NAME).exists()
-    rows = run_folder.held_to_data(run, lesson.rows, goes_on=goes_on)
+    goes_on = after is not None or (resume and (run / checkpoint.NAME).exists())
+    rows = run_folder.held_to_data(after or run, lesson.rows, goes_on=goes_on)
     with process_group(where) as ranks:
         encoder = Encoder(
             replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
@@ -152,6 +161,9 @@ def train_on_masks(
             method.begin()
         if ranks.is_main:
             run_folder.open_run(run, recipe, encoder.backbone.family, data, lesson.about, resume=resume)
+            if after is not None:
+                run_folder.copy_state(after, run)
+        barrier()
         loop = Loop(
             method,
             lambda first: lesson.batches(recipe, first, ranks, bad_files),
@@ -160,7 +172,7 @@ def train_on_masks(
             device=where,
             validate=lesson.validate(recipe, bad_files),
             rows=rows,
-            resume=resume,
+            resume=goes_on,
         )
         progress = loop.run()
         if ranks.is_main:

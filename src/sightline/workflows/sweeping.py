@@ -18,6 +18,7 @@ from sightline.evaluate.dense import parse
 from sightline.evaluate.sweep_report import Result
 from sightline.methods.base import Method
 from sightline.nn import model_folder
+from sightline.progress import duration
 from sightline.recipe import Recipe, full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
@@ -167,7 +168,7 @@ def sweep(
     for number, (run, result) in enumerate(zip(runs, kept, strict=True), 1):
         if result is not None:
             continue
-        left = f", about {_minutes(waiting * sum(times_s) / len(times_s))} left" if times_s else ""
+        left = f", about {duration(waiting * sum(times_s) / len(times_s))} left" if times_s else ""
         say(f"run {number} of {len(runs)}: {run.variant.label}, seed {run.seed}{left}")
         started = time.perf_counter()
         found = _train_and_measure(run, data, ruler, device, command)
@@ -290,7 +291,3 @@ def _write(swept: Swept, data: str | Path, ruler: _Ruler, settings: Sequence[str
     title = f"Sweep of {swept.sweep.recipe}"
     page = swept.folder / "index.html"
     sweep_report.write_page(page, swept.sweep.variants, swept.results, title=title, facts=facts, metrics=drawn, command=command)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"

@@ -28,6 +28,7 @@ from sightline.train import checkpoint
 from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group
 from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.expecting import foretell
 from sightline.workflows.reducing import require_head
 from sightline.workflows.run_folder import copy_state, finish_model, held_to_data, note_compute, open_run, present, rows_used
 from sightline.workflows.validating import Material, material, validator
@@ -82,7 +83,7 @@ def train(
     if kind.learns_from == "masks":
         from sightline.workflows import segmenting  # which stands on this module
 
-        return segmenting.train_on_masks(recipe, data, run, where, bad_files, resume=resume, command=command)
+        return segmenting.train_on_masks(recipe, data, run, where, bad_files, resume=resume, after=after, command=command)
     records = _records(data, recipe.data, kind, bad_files)
     data = records.root if isinstance(data, Records) else data
     goes_on = after is not None or (resume and (run / checkpoint.NAME).exists())
@@ -109,7 +110,7 @@ def train(
         batches = _batches(learning, epochs, recipe, kind, where, bad_files)
         validate = validator(found, recipe, kind.chosen_by, bad_files)
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows, resume=goes_on)
-        progress = loop.run()
+        progress = loop.run(foretell(encoder, recipe, recipe.train.steps - loop.progress.step, where))
         if ranks.is_main:
             note_compute(run, recipe, progress)
             if not progress.stopped_by:
