@@ -112,3 +112,13 @@ def test_a_network_tells_its_family(backbone: str, family: str) -> None:
 
     with torch.device("meta"):
         assert Backbone(timm.create_model(backbone, num_classes=0)).family == family
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_the_gradients_of_a_convolution_take_twice_its_forward_pass_whatever_its_groups(kind: type[torch.nn.Module], groups: int) -> None:
+    layer, images = kind(6, 6, 3, padding=1, groups=groups, bias=False), torch.randn(2, 6, 8, 8, requires_grad=True)
+    compute = Compute()
+    with compute.counting(1):
+        layer(images).sum().backward()
+    assert compute.flops_per_step == 3 * 2 * (2 * 8 * 8) * 6 * (6 // groups) * 9

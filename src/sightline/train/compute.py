@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.flop_counter import FlopCounterMode
+import torch
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Compute:
         if self.flops:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}) as counter:
             yield
         self.flops_per_step += counter.get_total_flops() * num_devices
 
@@ -48,3 +49,25 @@ class Compute:
     def to_json(self) -> dict[str, Any]:
         """Return plain data: ``flops``, ``images`` and ``device_hours``."""
         return {"flops": self.flops, "images": self.images, "device_hours": self.device_s / 3600}
+
+
+def _convolution_backward(
+    gradient_shape: list[int],
+    inputs_shape: list[int],
+    weight_shape: list[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: tuple[bool, bool, bool],
+    **results: Any,
+) -> int:
+    """Return the FLOPs of a convolution's gradients: each as many as its forward pass.
+
+    torch's own formula forgets the groups: a depthwise convolution's were counted as many times too large as it has channels.
+    """
+    forward: int = conv_flop_count(inputs_shape, weight_shape, gradient_shape, transposed=transposed)
+    return forward * (int(wanted[0]) + int(wanted[1]))
