@@ -48,6 +48,29 @@ def test_a_report_shows_classes_and_pictures(garden: Path, tmp_path: Path, capsy
     assert "sky" in page
 
 
+def test_the_train_part_may_lie_elsewhere(garden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = tmp_path / "measured"
+    shutil.copytree(garden, measured)
+    for kind in ("images", "masks"):
+        shutil.rmtree(measured / kind / "train")
+    asked = ["evaluate", "random:vit_tiny_patch16_224@64", "--device", "cpu", "--data", str(measured), "--protocol", "in-context,k=5"]
+    assert main(asked) == 2
+    assert "images/train/ and masks/train/ belong there" in capsys.readouterr().err
+    assert main([*asked, "--train-data", str(garden)]) == 0
+    told = capsys.readouterr().out
+    assert f"val, in-context (fitted on {garden}), 5 training images, 3 images" in told
+    whole = [*asked]
+    whole[whole.index(str(measured))] = str(garden)
+    assert main(whole) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == told.splitlines()[1:]
+    (measured / "classes.txt").write_text("rose\ncloud\n")
+    assert main([*asked, "--train-data", str(garden)]) == 2
+    assert "differ: take two parts of one set" in capsys.readouterr().err
+    for protocol, line in (("davis", "learns from nothing: leave --train-data out"), ("auto", "is for the dense protocols")):
+        assert main([*asked[:-1], protocol, "--train-data", str(garden)]) == 2
+        assert line in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_told_in_a_line(garden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["evaluate", "random:vit_tiny_patch16_224@64", "--device", "cpu", "--data"]
     assert main([*asked, str(tmp_path), "--protocol", "segment-knn"]) == 2

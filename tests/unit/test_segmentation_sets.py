@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.data.images import BadImage
-from sightline.data.sets.segmentation import CAMVID, VOID, Pair, read, read_mask, spread
+from sightline.data.sets.segmentation import CAMVID, VOID, Pair, read, read_mask, require_several_classes, spread
 from sightline.errors import DataError
 
 
@@ -157,3 +157,37 @@ def test_a_subset_is_spread_over_the_whole() -> None:
     pairs = [Pair(Path(str(number)), Path()) for number in range(10)]
     assert [one.image.name for one in spread(pairs, 4)] == ["0", "3", "6", "9"]
     assert spread(pairs, 0) == spread(pairs, 99) == tuple(pairs)
+
+
+def own_set(root: Path, values: list[list[list[int]]], names: str = "background\nforeground\n") -> Path:
+    for part in ("train", "val"):
+        for number, mask in enumerate(values):
+            pair(root / "images" / part, root / "masks" / part, str(number), mask)
+    (root / "classes.txt").write_text(names)
+    return root
+
+
+def test_masks_of_0_and_255_are_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    found = read(own_set(tmp_path / "white", [[[0, 255]], [[0, 0]]]))
+    with pytest.raises(
+        DataError, match=r"masks of 'train' in .* show one class \('background'\) and otherwise void.*show 'foreground', write 1 for 255$"
+    ):
+        require_several_classes(found, found.train, "train")
+    ones = read(own_set(tmp_path / "ones", [[[0, 1]], [[0, 0]]]))
+    require_several_classes(ones, ones.train, "train")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [([[[255, 255]]], "show no class"), ([[[1, 1]], [[1, 1]]], r"show one class \('foreground'\) .*label something else in them too")],
+)
+def test_masks_among_which_nothing_can_be_wrong_are_refused(values: list[list[list[int]]], told: str, tmp_path: Path) -> None:
+    found = read(own_set(tmp_path, values))
+    with pytest.raises(DataError, match=told):
+        require_several_classes(found, found.val, "val")
+
+
+def test_masks_that_cannot_be_read_are_told_elsewhere(tmp_path: Path) -> None:
+    found = read(own_set(tmp_path, [[[0, 1]]]))
+    found.train[0].mask.write_bytes(b"")
+    require_several_classes(found, found.train, "train")  # a bad file, not one class

@@ -21,6 +21,7 @@ from sightline.cli.options import (
     print_json,
     with_backbone,
 )
+from sightline.errors import UsageError
 from sightline.imports import without_collecting
 
 
@@ -36,6 +37,9 @@ def evaluate(
         ),
     ] = "auto",
     split: Annotated[str, typer.Option(help="auto (test, else classes unseen in training), all, or a split's name")] = "auto",
+    train_data: Annotated[
+        Path | None, typer.Option(help="a dense protocol's data whose train part it learns from, where --data holds only what is measured")
+    ] = None,
     distractors: Annotated[Path | None, typer.Option(help="a folder or manifest of images to search too, never right")] = None,
     rerank: Annotated[str, typer.Option(help="a re-ranker such as k-reciprocal,k1=20; + puts several in a row")] = "",
     rerank_top: Annotated[int | None, typer.Option(min=1, help="candidates to re-rank (default: all, or 1,000 in a large gallery)")] = None,
@@ -59,8 +63,10 @@ def evaluate(
     protocol = dense.of_the_model(protocol, model, data)
     if dense.is_dense(protocol) or protocol == classifying.PROTOCOL:
         classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
+    if train_data is not None and not dense.is_dense(protocol):
+        raise UsageError("--train-data is for the dense protocols, such as in-context and detect: leave it out")
     if dense.is_dense(protocol):
-        found = dense.measure_dense(model, data, protocol, **how)
+        found = dense.measure_dense(model, data, protocol, train_data=train_data, **how)
     elif protocol == classifying.PROTOCOL:
         found = classifying.classify(model, data, **how)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ class DenseEvaluation:
         """Return the numbers as lines to read."""
         found = self.result
         counts = ", ".join(f"{num:,} {name}" for name, num in found.counts.items())
-        lines = [f"{self.model} on {self.data}: {found.protocol}, {counts}"]
+        part = f"{found.settings['part']}, " if "part" in found.settings else ""
+        fitted = f" (fitted on {found.settings['train_data']})" if "train_data" in found.settings else ""
+        lines = [f"{self.model} on {self.data}: {part}{found.protocol}{fitted}, {counts}"]
         lines += [f"  {name:12} {value:.4f}" for name, value in found.metrics.items()]
         return "\n".join(lines)
 
@@ -85,6 +87,7 @@ def measure_dense(
     dataset: str = "auto",
     verify: bool = True,
     split: str = "auto",
+    train_data: Path | None = None,
     report: Path | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -92,15 +95,20 @@ def measure_dense(
 ) -> DenseEvaluation:
     """Return how ``model``'s patch features do on ``data`` by a dense protocol; ``report`` is a folder to write the page into.
 
-    ``split`` and ``verify`` are the protocol's own settings of that meaning, where it has them.
+    ``split`` and ``verify`` are the protocol's own settings of that meaning, where it has them. ``train_data`` is the set whose train part
+    the protocol learns from, where that is another folder than ``data``.
 
     Raises:
         UsageError: the model or data cannot be read, or the protocol has no such setting.
     """
     how, bad_files = parse(with_options(protocol, dataset=dataset, verify=verify, split=split)), BadFiles()
+    if train_data is not None and not how.learns:
+        raise UsageError(f"--protocol {protocol} learns from nothing: leave --train-data out")
     encoder = model_folder.load(model, device=runtime.device(device))
-    result = how.measure(encoder, Path(data), bad_files, precision=precision, num_shown=NUM_SHOWN if report else 0)
+    result = how.measure(encoder, Path(data), bad_files, train_root=train_data, precision=precision, num_shown=NUM_SHOWN if report else 0)
     summary = bad_files.summary(None, *([report / "bad_files.jsonl"] if report else []))  # counts are of frames or objects, not of files
+    if train_data is not None:
+        result = replace(result, settings={**result.settings, "train_data": str(train_data)})
     evaluation = DenseEvaluation(str(model), encoder.fingerprint, str(data), result, summary)
     if report is not None:
         _write(report, evaluation, bad_files, command)

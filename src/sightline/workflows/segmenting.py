@@ -15,7 +15,7 @@ from sightline.contracts import Batch
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.data.segments import training_crops
-from sightline.data.sets.segmentation import Layout, Pair, SegmentationSet, read, spread
+from sightline.data.sets.segmentation import Layout, Pair, SegmentationSet, read, require_several_classes, spread
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.segment import labeller
 from sightline.evaluate.dense.segmenting import Bench, count
@@ -126,6 +126,8 @@ def read_lesson(data: str | Path, recipe: SegmentRecipe, bad_files: BadFiles) ->
         order = np.random.default_rng(0).permutation(len(learning))
         kept = set(order[: max(1, round(recipe.data.share * len(learning)))].tolist())
         learning = tuple(pair for row, pair in enumerate(learning) if row in kept)
+    for name, pairs in (("train", learning), (held_out, validation)):
+        require_several_classes(found, pairs, name)
     return Lesson(found, learning, validation, held_out)
 
 

@@ -109,6 +109,37 @@ class SegmentationSet:
         return classes
 
 
+def require_several_classes(data: SegmentationSet, pairs: Sequence[Pair], part: str) -> None:
+    """Return as soon as the masks of ``pairs`` have shown two classes; masks that cannot be read are passed over here.
+
+    Raises:
+        DataError: they show one, or none: then every pixel would be right, whatever the model.
+    """
+    shown: set[int] = set()
+    num_void = num_read = 0
+    stored: set[int] = set()
+    for pair in pairs:
+        try:
+            values = read_mask(pair.mask)
+        except BadImage:
+            continue
+        within = values[(values >= 0) & (values < NUM_VALUES)]
+        classes = data.class_of[within]
+        shown |= set(np.unique(classes[classes >= 0]).tolist())
+        if len(shown) > 1:
+            return
+        stored |= set(np.unique(within).tolist())
+        num_void, num_read = num_void + int((classes == VOID).sum()), num_read + 1
+    if not num_read:
+        return  # each is told as a bad file
+    what = f"one class ('{data.class_names[shown.pop()]}')" if shown else "no class"
+    remedy = "label something else in them too"
+    if num_void and PLAIN_VOID in stored and data.class_of[PLAIN_VOID] == VOID:
+        absent = [name for name in data.class_names if name not in what]
+        remedy = f"{PLAIN_VOID} is void: where masks of 0 and {PLAIN_VOID} are meant to show '{absent[0] if absent else 'a class'}', write 1 for {PLAIN_VOID}"
+    raise DataError(f"the masks of '{part}' in {data.root} show {what} and otherwise void, so nothing can be wrong: {remedy}")
+
+
 _WHERE = {
     "ade20k": "images/{{training,validation}} and annotations/{{training,validation}} belong there",
     "camvid": "{name}/ and {name}annot/ belong there",

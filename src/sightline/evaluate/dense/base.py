@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from sightline.data.images import BadFiles
 from sightline.html import Picture
@@ -40,13 +40,27 @@ class DenseResult:
 
 
 class DenseProtocol(ABC):
-    """A way to measure patch features; its settings are the fields of a frozen, keyword-only dataclass, all with defaults."""
+    """A way to measure patch features; its settings are the fields of a frozen, keyword-only dataclass, all with defaults.
+
+    ``learns`` is whether something is fitted on a train part, which may lie in another folder than what is measured.
+    """
+
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def measure(
-        self, encoder: Encoder, root: Path, bad_files: BadFiles, *, precision: Precision = "auto", num_shown: int = 0
+        self,
+        encoder: Encoder,
+        root: Path,
+        bad_files: BadFiles,
+        *,
+        train_root: Path | None = None,
+        precision: Precision = "auto",
+        num_shown: int = 0,
     ) -> DenseResult:
         """Return the measures of ``encoder`` on the data set in ``root``, with up to ``num_shown`` pictures.
+
+        What is fitted is fitted on the train part of the set in ``train_root``, of the same classes; None is ``root`` itself.
 
         Raises:
             DataError: the layout is not what it should be; the message says what is missing.

@@ -70,7 +70,14 @@ class DavisProtocol(DenseProtocol):
             )
 
     def measure(
-        self, encoder: Encoder, root: Path, bad_files: BadFiles, *, precision: Precision = "auto", num_shown: int = 0
+        self,
+        encoder: Encoder,
+        root: Path,
+        bad_files: BadFiles,
+        *,
+        train_root: Path | None = None,
+        precision: Precision = "auto",
+        num_shown: int = 0,
     ) -> DenseResult:
         """Return ``j&f``, ``j``, ``f`` and the recall and decay of both, means over objects; groups are sequence and object (``dog_1``).
 
@@ -80,6 +87,7 @@ class DavisProtocol(DenseProtocol):
         Raises:
             DataError: the layout is not DAVIS's, or nothing in it can be measured.
         """
+        del train_root  # nothing is fitted
         videos = davis.read(root, year=self.year, split=self.split, resolution=self.resolution)
         judged = self._judged(videos)
         groups: dict[str, dict[str, float]] = {}

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ MASKS_AT_ONCE = 16
 @dataclass(frozen=True, kw_only=True)
 class Detect(DenseProtocol):
     """Fine-tune and measure; the defaults fit one core and small images, ``coco`` has those of the literature."""
+
+    learns: ClassVar[bool] = True
 
     steps: int = 500  # 0 measures heads that have learnt nothing
     batch: int = 4
@@ -79,19 +81,30 @@ class Detect(DenseProtocol):
         return Sizing(image_px=self.image_px, long_px=self.long_px, least_px=self.least_px, resize=self.resize)
 
     def measure(
-        self, encoder: Encoder, root: Path, bad_files: BadFiles, *, precision: Precision = "auto", num_shown: int = 0
+        self,
+        encoder: Encoder,
+        root: Path,
+        bad_files: BadFiles,
+        *,
+        train_root: Path | None = None,
+        precision: Precision = "auto",
+        num_shown: int = 0,
     ) -> DenseResult:
         """Return ``ap`` and its kin of boxes, and with masks in the data ``ap_mask``; the encoder that is given stays as it was."""
         mask_tools()  # before an hour of training, not after it
-        training, truth = (coco.read(root, split, annotations=self.annotations, verify=self.verify) for split in ("train", "val"))
+        training = coco.read(train_root or root, "train", annotations=self.annotations, verify=self.verify)
+        truth = coco.read(root, "val", annotations=self.annotations, verify=self.verify)
         if training.class_names != truth.class_names:
-            raise DataError(f"the categories of the two splits of {root} differ: take annotations of one set")
+            splits = f"the two splits of {root}" if train_root is None else f"{train_root} (train) and {root} (val)"
+            raise DataError(f"the categories of {splits} differ: take annotations of one set")
         if truth.is_crowd.all():
             raise DataError(f"no image of the val split of {root} shows an object to find: get the annotations again")
         with_masks = training.has_masks and truth.has_masks
         detector = self._fine_tuned(encoder, training, bad_files, with_masks=with_masks, precision=precision)
         found = self._found(detector, truth, bad_files, precision=precision)
         metrics, groups = average_precision(truth, found)
+        if not metrics:
+            raise DataError(f"no image of the val split of {root} that shows an object can be read: {bad_files.summary()}")
         if with_masks:
             of_masks, groups_of_masks = average_precision(truth, found, "mask")
             metrics |= of_masks

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from sightline.runtime import Precision, autocast_dtype
 @dataclass(frozen=True, kw_only=True)
 class Segment(Segmentation):
     """The model's own segmentation, on the test images where there are some, else on those of val."""
+
+    learns: ClassVar[bool] = False  # the head has learnt already
 
     part: Literal["auto", "val", "test"] = "auto"
     short_px: int = 0  # short side of the images; 0 is the model's own

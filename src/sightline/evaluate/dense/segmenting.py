@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from sightline.data.images import BadFiles, BadImage, decode
 from sightline.data.segments import nearest_size
-from sightline.data.sets.segmentation import VOID, Layout, Mask, Pair, SegmentationSet, read, spread
+from sightline.data.sets.segmentation import VOID, Layout, Mask, Pair, SegmentationSet, read, require_several_classes, spread
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.base import DenseProtocol, DenseResult
@@ -104,6 +104,8 @@ class Bench:
 class Segmentation(DenseProtocol):
     """A way to segment, measured by mIoU at each mask's own size."""
 
+    learns: ClassVar[bool] = True
+
     layout: Layout = "auto"
     part: Literal["auto", "val", "test"] = "val"  # which part is measured; auto is test where there is one, else val
     max_train: int = 0  # training images at most, evenly spaced over the set; 0 is all
@@ -133,13 +135,25 @@ class Segmentation(DenseProtocol):
         return data.part("train")
 
     def measure(
-        self, encoder: Encoder, root: Path, bad_files: BadFiles, *, precision: Precision = "auto", num_shown: int = 0
+        self,
+        encoder: Encoder,
+        root: Path,
+        bad_files: BadFiles,
+        *,
+        train_root: Path | None = None,
+        precision: Precision = "auto",
+        num_shown: int = 0,
     ) -> DenseResult:
         """See ``DenseProtocol.measure``: ``miou`` and ``pixel_accuracy``, with each class among ``groups``."""
         data = read(root, self.layout)
+        taught = data if train_root is None else read(train_root, self.layout)
+        if taught.class_names != data.class_names:
+            raise DataError(f"the classes of {train_root} (train) and {root} differ: take two parts of one set")
         part = self.part if self.part != "auto" else "test" if data.test else "val"
-        train, measured = spread(self.train_pairs(data), self.max_train), spread(data.part(part), self.max_images)
-        for path, reason in data.unpaired:
+        train, measured = spread(self.train_pairs(taught), self.max_train), spread(data.part(part), self.max_images)
+        for name, pairs, source in (("train", train, taught), (part, measured, data)):
+            require_several_classes(source, pairs, name)
+        for path, reason in {**dict(taught.unpaired), **dict(data.unpaired)}.items():
             bad_files.add(path, reason)
         bench = Bench(encoder, data, bad_files, precision)
         fitted = self.fit(bench, train)
