@@ -153,6 +153,7 @@ def _known(weights: Weights) -> Weights:
     if "class_token" in names and "conv_proj.weight" in names:
         return {renamed_by(name, _TORCHVISION): value for name, value in weights.items()}
     is_vit = any(re.match(r"(?:encoder\.|model\.)?layers?\.0\.(?:attention|self_attn)\.", name) for name in names)
+    is_vit = is_vit and not any("lambda_1" in name or "relative_position" in name for name in names)  # BEiT and its kin
     if is_vit and any(name.startswith("embeddings.patch_embedding") for name in names):
         return _of_transformers(weights)
     return weights

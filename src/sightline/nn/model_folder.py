@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from sightline.nn.own_input import resolved
 from sightline.nn.reduction import Reduction
 from sightline.nn.segmenter import Segmenter, SegmenterSpec
 from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
+
+log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "sightline-model", 1
 
@@ -144,6 +147,8 @@ def load(source: str | Path, *, backbone: str = "", device: torch.device | str =
 
 def _from_weights(source: sources.Source) -> Encoder:
     model, image = sources.specified(source)
+    if source.kind == "file":
+        log.warning("%s: %s, images enter at %s", source.name, model.backbone, resolved(image, model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:

@@ -76,6 +76,8 @@ def told_by_transformers(file: Path, weights: Mapping[str, torch.Tensor]) -> str
     if kind.startswith("clip"):
         acts = (config.get("vision_config") or config).get("hidden_act", "quick_gelu")
         fits = [name for name in fits if ("quickgelu" in name) == (acts == "quick_gelu")]
+    if kind == "vit_mae":
+        fits = [f"{name}.mae" for name in fits if _is_known(f"{name}.mae")] or fits
     if kind == "deit":
         fits = [name.replace("vit_", "deit_", 1) for name in fits if _is_known(name.replace("vit_", "deit_", 1))] or fits
     return fits[0] if fits else ""
@@ -121,7 +123,7 @@ def _candidates(weights: Mapping[str, torch.Tensor]) -> list[str]:
         return [f"deit_{size}_distilled_patch{patch}_{px}" for px in (side_px, 224)][:1]
     if not has_token:
         pooled = "" if "attn_pool.latent" in weights else "gap_"
-        return [f"vit_{size}_patch{patch}_siglip_{pooled}{side_px}"]
+        return [f"vit_{size}_patch{patch}_siglip_{pooled}{side_px}", f"vit_{size}_patch{patch}_gap_{side_px}"]
     return [f"vit_{size}_patch{patch}_{px}" for px in dict.fromkeys((side_px, 224))]
 
 
