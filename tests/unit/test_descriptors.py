@@ -122,7 +122,10 @@ def test_rmac_by_hand() -> None:
     # 2 x 1: a third square brings the overlap of neighbours at level 1 closest to 40 %, the sides of levels 2 and 3 are 0.
     tokens = Tokens(torch.zeros(1, 0, 2), torch.tensor([[[3.0, 4.0], [8.0, 6.0]]]), (2, 1))
     assert rmac_regions(2, 1) == ((0, 0, 1), (0, 0, 1), (1, 0, 1))
-    torch.testing.assert_close(rmac(tokens), torch.tensor([[0.6 + 0.6 + 0.8 + 0.8, 0.8 + 0.8 + 0.6 + 0.6]]))
+    wanted = torch.tensor([[0.6 + 0.6 + 0.8 + 0.8, 0.8 + 0.8 + 0.6 + 0.6]])
+    torch.testing.assert_close(rmac(tokens), wanted)
+    longer = torch.tensor([[[3.0, 4.0], [8.0, 6.0]], [[60.0, 80.0], [80.0, 60.0]]])  # each image and region is normalised by itself
+    torch.testing.assert_close(rmac(Tokens(torch.zeros(2, 0, 2), longer, (2, 1)))[0], wanted[0])
     assert len(rmac_regions(14, 14)) == 1 + 4 + 9
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sightline.contracts import Batch, LossTerms
+from sightline.errors import ModelError
 from sightline.methods import moby, selfpatch
 from sightline.methods.base import Method
 from sightline.methods.irt import IRT, IRTRecipe
@@ -330,3 +331,13 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_older_one(
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append(("replace", Path(new).name)), move(old, new)))
     checkpoint.save(tmp_path, {"step": 1})
     assert done == [("sync", "checkpoint.pt.part"), ("replace", "checkpoint.pt")]
+
+
+def test_one_part_of_a_checkpoint_is_read_by_itself(tmp_path: Path) -> None:
+    assert checkpoint.peek(tmp_path, "rows") is None
+    checkpoint.save(tmp_path, {"rows": [1, 2], "other": torch.zeros(3)})
+    assert checkpoint.peek(tmp_path, "rows") == [1, 2]
+    assert checkpoint.peek(tmp_path, "none") is None
+    (tmp_path / "checkpoint.pt").write_bytes(b"junk")
+    with pytest.raises(ModelError, match="delete it to start again"):
+        checkpoint.peek(tmp_path, "rows")

@@ -63,6 +63,12 @@ def test_the_maximum_of_each_class_is_where_the_walk_ends(seed: int, num_classes
     np.testing.assert_allclose(found.similarity, np.take_along_axis(similarity, found.rows, axis=1), atol=1e-6)
 
 
+def test_of_equal_rows_of_a_class_the_first_is_taken() -> None:
+    pool, labels = np.tile(np.array([[0.6, 0.8]], np.float32), (90, 1)), np.random.default_rng(0).permutation(np.repeat(np.arange(3), 30))
+    found = hardest_negatives(np.array([[1, 0]], np.float32), np.array([2]), pool, labels, 2)
+    assert found.rows.tolist() == [[int(np.flatnonzero(labels == label)[0]) for label in (0, 1)]]
+
+
 def test_a_pool_of_too_few_clusters_says_so() -> None:
     vectors = unit(np.ones((4, 2), np.float32))
     with pytest.raises(DataError, match="a pool of 4 images of 2 clusters is too small for 2 negatives of different other clusters"):

@@ -109,6 +109,15 @@ def test_what_is_not_looked_at_stays_behind_in_its_order(generator, num_head):
     assert (found.similarity[:, num_head - 1] > found.similarity[:, num_head]).all()
 
 
+def test_what_is_not_looked_at_begins_just_below_the_least_of_its_own_querys_head():
+    ranking = Ranking(np.tile(np.arange(4), (2, 1)), np.array([[0.9, 0.8, 0.5, 0.25], [0.7, 0.6, 0.5, 0.5]], np.float32))
+    found = with_tail(ranking, np.array([[0.3, 0.1], [-2.0, 5.0]], np.float32))
+    below = np.nextafter(np.array([0.1, -2.0], np.float32), np.float32(-np.inf))
+    np.testing.assert_array_equal(found[:, 2], below)
+    np.testing.assert_allclose(found[:, 3], below + np.array([-0.25, 0], np.float32), rtol=1e-6)
+    assert found.dtype == np.float32
+
+
 def test_conjugate_gradients_solve():
     matrix = np.array([[4.0, 1, 0], [1, 3, 1], [0, 1, 2]])
     found = conjugate_gradients(lambda f: matrix @ f, np.array([1.0, 2, 3]), 10, 1e-12)

@@ -19,7 +19,7 @@ from sightline.data.segments import Cutting, distorted, nearest_size
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense import incontext, parse, segmenting
-from sightline.evaluate.dense.incontext import label_shares, rare_first, transfer
+from sightline.evaluate.dense.incontext import crop, label_shares, rare_first, transfer
 from sightline.evaluate.dense.miou import Confusion
 from sightline.evaluate.dense.segment_knn import closest_rows, commonest, filled_in, vote
 from sightline.evaluate.dense.segment_probe import Shuffled, linear_head, rate, slide, starts
@@ -139,6 +139,15 @@ def test_queries_and_memory_are_compared_by_cosine(encoder: Encoder, tmp_path: P
     assert seen
     for vectors in (one for pair in seen for one in pair):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+
+
+def test_a_memory_is_of_random_crops_or_of_whole_images(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, cut = garden(tmp_path, num=3), []
+    monkeypatch.setattr(incontext, "crop", lambda *given: (cut.append(given), crop(*given))[1])
+    for setting, times in (("random", 3), ("none", 0), ("random,epochs=2", 6)):
+        cut.clear()
+        parse(f"in-context,k=3,crops={setting}").measure(encoder, root, BadFiles(), precision="fp32")
+        assert len(cut) == times, setting
 
 
 # --- k-NN -------------------------------------------------------------------------------------------------------------------------

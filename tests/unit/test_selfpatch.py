@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError, RecipeError, TrainingError
@@ -311,6 +312,14 @@ def test_a_run_that_goes_on_needs_no_file_to_start_from() -> None:
     method = made(small(), "start_from=gone.pth")
     with pytest.raises(ModelError, match=r"gone\.pth"):
         method.begin()
+
+
+def test_images_become_the_recipes_crops() -> None:
+    recipe = override(small(), TINY)
+    made_of = SelfPatch.transform(recipe)
+    crops = made_of.pixels(Image.new("RGB", (50, 40), (10, 120, 200)), 0)
+    assert [tuple(crop.shape) for crop in crops] == [(2, 3, 32, 32), (2, 3, 16, 16)]
+    assert (made_of.image, made_of.crops) == (recipe.image, recipe.crops)
 
 
 def test_one_crop_teaches_nothing() -> None:
