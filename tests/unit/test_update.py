@@ -332,6 +332,9 @@ def test_an_empty_mount_has_lost_nothing(world: World, monkeypatch: pytest.Monke
         (world.folder / f"photos/disk/{name}.png").unlink()
     assert world.bring("photos") == {"unchanged": 1}  # the folder is now on the root's own device: nothing is mounted there
     assert "2 items are no longer to be seen" in world.notes[0]
+    world.manifest("path\na.png\ndisk/b.png\ndisk/c.png\n", "photos/m.csv")
+    for _ in range(2):  # a manifest that goes on naming them forgets not that they were on another device
+        assert world.bring("photos/m.csv")["unchanged"] == 1
     device = presence._device
     monkeypatch.setattr(presence, "_device", lambda path: -1 if path.endswith("/disk") else device(path))
     assert world.bring("photos") == {"unchanged": 1, "removed": 2}
@@ -476,6 +479,10 @@ def test_a_first_index_of_nothing_readable_leaves_nothing_and_names_no_file_of_i
     assert "bad_files" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in world.folder.iterdir()) == ["photos"]
+    world.store = world.folder / "new/deep/own.index"
+    with pytest.raises(DataError):
+        world.bring("photos")
+    assert sorted(path.name for path in world.folder.iterdir()) == ["photos"]
 
 
 # --- indexes from Python and of before
@@ -513,6 +520,8 @@ def made_before(world: World, *, last_id: int) -> None:
         rows = database.execute("SELECT id, path, metadata, size_bytes, mtime_ns FROM items").fetchall()
         for table in ("items", "sources", "brought"):
             database.execute(f"DROP TABLE {table}")
+        for column in ("growth", "depth", "recall_filtered"):
+            database.execute(f"ALTER TABLE segments DROP COLUMN {column}")
         database.executescript(BEFORE_ITEMS)
         database.executemany("INSERT INTO items(id, path, metadata, size_bytes, mtime_ns) VALUES (?, ?, ?, ?, ?)", rows)
         database.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'items'", [last_id])

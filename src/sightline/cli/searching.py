@@ -203,7 +203,7 @@ def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str,
 
 def _hit_json(hit: Any) -> dict[str, Any]:
     found = {"id": hit.id, "path": hit.path, "similarity": round(hit.similarity, 6), "metadata": dict(hit.metadata)}
-    return found if hit.box is None else {**found, "box": [round(side, 1) for side in hit.box]}
+    return found if hit.box is None else {**found, "box": [round(side, 2) for side in hit.box]}
 
 
 def answer_lines(query: Path, hits: Sequence[Any], width: int | None) -> list[str]:

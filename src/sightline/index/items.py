@@ -48,7 +48,7 @@ class Item:
     @property
     def digest(self) -> str:
         """What tells other metadata from these: a hash of them."""
-        return digest_of(json.dumps(dict(self.metadata), ensure_ascii=False, allow_nan=False))
+        return _digest(dict(self.metadata))
 
 
 def check_items(items: Sequence[Item]) -> None:
@@ -75,8 +75,11 @@ def real_path(path: str) -> str:
 
 def digest_of(metadata: str) -> str:
     """Return the digest of metadata as JSON, whatever the order of its keys."""
-    ordered = json.dumps(json.loads(metadata), sort_keys=True)
-    return hashlib.blake2b(ordered.encode(), digest_size=16).hexdigest()
+    return _digest(json.loads(metadata))
+
+
+def _digest(metadata: Mapping[str, Value]) -> str:
+    return hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def box_text(box: Box | None) -> str:
@@ -94,7 +97,7 @@ def box_of(text: str) -> Box | None:
 
 def is_text(text: str) -> bool:
     """Return False for what an index cannot hold: lone surrogates are how Python holds a file name that is not UTF-8; NUL ends a string inside SQLite."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
 
 
 def is_key(key: object) -> bool:

@@ -102,7 +102,7 @@ class Listing:
 
     def brought(self, listed: Listed) -> Brought:
         """Return how this source names the item of a row."""
-        own_device = listed.state is None or listed.state.device == self.device
+        own_device = listed.state is not None and listed.state.device == self.device
         return Brought(listed.name, own_device, json.dumps(facts(self.records, listed.row), ensure_ascii=False))
 
 

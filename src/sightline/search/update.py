@@ -154,8 +154,10 @@ class _Plan:
         elsewhere = {id for source in self.sources if source.place != self.listing.place for id in source.brought}
         for (path, box), have in self.known.items():
             listed = self.listing.by_key.get((path, box))
-            how = self.listing.brought(listed) if listed is not None else mine.get(have.id)
-            if how is None or (listed is not None and listed.state is not None):
+            if listed is not None and listed.state is not None:
+                continue
+            how = mine.get(have.id)
+            if how is None:
                 continue
             if listed is None and path in self.listing.paths and have.id not in elsewhere:
                 replaced.append(have.id)
@@ -271,9 +273,15 @@ def _mark(path: str, box: Box | None, size_bytes: int | None, mtime_ns: int | No
 
 def _claim(index: Index, listing: Listing, plan: _Plan, yielded: dict[Key, int], removed: set[int]) -> None:
     known = {key: have.id for key, have in plan.known.items() if have.id not in removed} | yielded
-    names = {known[key]: listing.brought(listed) for key, listed in listing.by_key.items() if key in known}
     mine = next((source.brought for source in plan.sources if source.place == listing.place), {})
-    claimed = {id: name for id, name in names.items() if mine.get(id) != name}
+    claimed: dict[int, Brought] = {}
+    for key, listed in listing.by_key.items():
+        if key in known:
+            id, how = known[key], listing.brought(listed)
+            if listed.state is None and id in mine:  # where it lies now cannot be told
+                how = replace(how, own_device=mine[id].own_device)
+            if mine.get(id) != how:
+                claimed[id] = how
     if claimed:
         index.claim(listing.place, listing.root, claimed)
 

@@ -169,6 +169,7 @@ def _update(
         _tell_of_lost_source(path, images)
     records = read_data(images, bad_files)
     encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
+    made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         with _opened(path, encoder, model, exists, short_px, records.deep) as opened:
             records = replace(records, deep=opened.header.deep)  # as what is in it already, and as what is asked is read
@@ -176,7 +177,7 @@ def _update(
             count = opened.count()
     except BaseException:
         if not exists:
-            _discard_empty(path)
+            _discard_empty(path, made)
         raise
     _write_bad(path, bad_files, records, images)
     told = [f"{count:,} {'images' if records.boxes is None else 'items'} in {path}: {_counts(update)}", *update.notes]
@@ -222,13 +223,15 @@ def _require_free(path: Path, images: Path | None) -> None:
         )
 
 
-def _discard_empty(path: Path) -> None:
-    """Take away a new index into which nothing came."""
+def _discard_empty(path: Path, made: Sequence[Path]) -> None:
+    """Take away a new index into which nothing came, and the folders ``made`` for it, the innermost first."""
     if (path / HEADER).exists():
-        with Index.open(path, read_only=True) as made:
-            empty = made.count() == 0
+        with Index.open(path, read_only=True) as new:
+            empty = new.count() == 0
         if empty:
             shutil.rmtree(path)
+            for folder in made:
+                folder.rmdir()
 
 
 def _tell_of_lost_source(path: Path, images: Path) -> None:
