@@ -46,6 +46,14 @@ def slow(queries: np.ndarray, gallery: np.ndarray, truth: Judgements) -> list[li
     return answer
 
 
+@pytest.mark.parametrize(
+    ("offsets", "num"), [([[0, 2]], 2), ([], 0), ([1, 2], 2), ([0, 1], 2), ([0, 3], 2)], ids=["matrix", "none", "late", "early", "long"]
+)
+def test_offsets_run_from_0_to_the_last_rank(offsets: list, num: int) -> None:
+    with pytest.raises(ValueError, match=rf"offsets \[Q \+ 1\] must run from 0 to the {num} ranks"):
+        PositiveRanks(np.array(offsets, np.int64), np.ones(num, np.int32), 5)
+
+
 @settings(max_examples=40, deadline=None)
 @given(seeds, st.integers(1, 9), st.integers(1, 70))
 def test_vectors_and_whole_lists_give_the_slow_definition(generator, num_queries, num_gallery):
