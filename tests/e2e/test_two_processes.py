@@ -34,6 +34,11 @@ OBJECTIVES["moby"] = (
     "moby/selfpatch-small images_per_batch=8 drop_path=0 optimizer=sgd lr=0.005 crop_px=16 projector_hidden=32 projector_out=16 queue_length=10 "
     "patch_negatives=true patch_queue_length=20 patch_keys=8"
 )
+# Norms of the head and the side head over both processes' crops.
+OBJECTIVES["segment"] = (
+    "segment/small images_per_batch=4 image_px=32 resize_px=32 optimizer=sgd lr=0.05 head=upernet head_norm=batch aux_weight=0.4 dropout=0 "
+    "pyramid_channels=8 head_channels=8 --data {masks}"
+)
 # One interpreter trains with each objective in turn: starting it costs more than the training.
 TRAIN_EACH = """
 import json, os, sys
@@ -41,7 +46,8 @@ from sightline.cli.main import main
 out, ports, objectives, *arguments = sys.argv[1:]
 for port, (name, settings) in zip(ports.split(), json.loads(objectives).items(), strict=True):
     os.environ["MASTER_PORT"] = port
-    code = main(["train", *settings.split(), "--out", f"{out}/{name}", *arguments])
+    recipe, *own = settings.split()
+    code = main(["train", recipe, *arguments, "--out", f"{out}/{name}", *own])
     if code:
         sys.exit(code)
 """
@@ -55,6 +61,21 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"class{label}").mkdir()
         for number in range(4):
             Image.fromarray(random.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(root / f"class{label}" / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root, random = tmp_path_factory.mktemp("masks"), np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (root / kind / "train").mkdir(parents=True)
+    for number in range(6):
+        mask = random.integers(0, 2, (4, 5)).repeat(10, axis=0).repeat(10, axis=1).astype(np.uint8)
+        Image.fromarray((100 * mask[..., None] + random.integers(0, 99, (40, 50, 3))).astype(np.uint8)).save(
+            root / "images" / "train" / f"{number}.png"
+        )
+        Image.fromarray(mask).save(root / "masks" / "train" / f"{number}.png")
+    (root / "classes.txt").write_text("dark\nlight\n")
     return root
 
 
@@ -89,11 +110,11 @@ def finish(processes: list[subprocess.Popen[str]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(photos: Path, masks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
-    ports = free_ports(len(OBJECTIVES))
-    finish([start(photos, out / "one", 0, 1, ports, OBJECTIVES)])
-    finish([start(photos, out / "two", rank, 2, ports, OBJECTIVES) for rank in range(2)])
+    ports, objectives = free_ports(len(OBJECTIVES)), {name: settings.format(masks=masks) for name, settings in OBJECTIVES.items()}
+    finish([start(photos, out / "one", 0, 1, ports, objectives)])
+    finish([start(photos, out / "two", rank, 2, ports, objectives) for rank in range(2)])
     return out
 
 

@@ -33,7 +33,7 @@ from sightline.data.segments import Cutting
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import RecipeError
 from sightline.methods.base import LearnsFrom, Measure, Method, encoder_groups
-from sightline.nn.collectives import with_mean_value
+from sightline.nn.collectives import mean_over_ranks, with_mean_value
 from sightline.nn.encoder import Encoder, headless
 from sightline.nn.segmenter import Segmenter, SegmenterSpec, classification, convolution
 from sightline.recipe import AugmentSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
@@ -182,12 +182,12 @@ class Segment(Method):
         logits = segmenter.head(maps)
         with torch.autocast(logits.device.type, enabled=False):
             total = cost = pixel_cross_entropy(logits, masks)
-        terms = {"cross_entropy": cost.detach()}
+        terms = {"cross_entropy": mean_over_ranks(cost)}
         if self.recipe.aux_weight:
             side = self.side(maps[AUX_LEVEL])
             with torch.autocast(logits.device.type, enabled=False):
                 aside = pixel_cross_entropy(side, masks)
-            total, terms = cost + self.recipe.aux_weight * aside, {**terms, "side": aside.detach()}
+            total, terms = cost + self.recipe.aux_weight * aside, {**terms, "side": mean_over_ranks(aside)}
         return LossTerms(with_mean_value(total), terms)
 
     def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
