@@ -2,7 +2,7 @@
 
 mutmut makes the mutants of the modules named in pyproject.toml, one changed expression each, and runs the tests that reach the changed
 function. There are some ten thousand; a run takes as many of every module as ``--each`` says, always the same ones: those whose names have
-the lowest SHA-256. What was tried before and has not changed since is not tried again, so a run that is cut short goes on where it was.
+the lowest SHA-256. What died before and has not changed since is not tried again, so a run that is cut short goes on where it was.
 
 A survivor is to be killed by a test, or judged: docs/mutants.md lists those whose answer cannot differ, by function and changed line. The
 exit status is 0 where at least 95 % of the others died.
@@ -67,7 +67,11 @@ def run(each: int, jobs: int, limit_s: int, only: str) -> int:
     def sampled(*, mutant_names: Any) -> tuple[list[Any], dict[str, Any]]:
         mutants, files = collect(mutant_names=mutant_names)
         kept = sample([name for _, name, _ in mutants], each)
-        mutants = [mutant for mutant in mutants if mutant[1] in kept and only in mutant[1]]
+        mutants = [
+            (file, name, result if status_by_exit_code[result] in DIED else None)  # tests may have come for a survivor
+            for file, name, result in mutants
+            if name in kept and only in name
+        ]
         chosen.update({name: file for file, name, _ in mutants})
         return mutants, files
 
@@ -114,7 +118,7 @@ def run(each: int, jobs: int, limit_s: int, only: str) -> int:
 def main() -> int:
     """Read the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=15, help="mutants of every module")
+    parser.add_argument("--each", type=int, default=8, help="mutants of every module")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time")
     parser.add_argument("--minutes", type=int, default=60, help="stop after this long")
     parser.add_argument("--only", default="", help="only mutants whose name holds this, such as train.loop")
