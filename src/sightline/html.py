@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL_PX = 160
 THUMBNAIL_BYTES = 8192
+LARGE_PX, LARGE_BYTES = 640, 65_536
 IMAGE_QUALITY = 88
 INK = "#010203"
 """Draw in this colour what should take the page's text colour, in light and dark; ``FIGURE_STYLE`` does so for axes and text."""
@@ -63,12 +64,16 @@ _SPOKEN = {"plain": "", "query": "query: ", "right": "right: ", "wrong": "wrong:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image (None: it could not be read) with a caption, a smaller note below it, and a frame that says how it fared."""
+    """An image (None: it could not be read) with a caption, a smaller note below it, and a frame that says how it fared.
+
+    ``link`` is the address that the caption leads to, such as the file's own.
+    """
 
     image: Image.Image | None
     caption: str
     note: str = ""
     state: State = "plain"
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,25 @@ class Page:
             )
         return self
 
+    def gallery(self, pictures: Sequence[Picture], *, lead: Picture, side_px: int = LARGE_PX) -> Self:
+        """Add pictures in their own aspect behind the one that they answer, each enlarged to ``side_px`` by a click."""
+        shown = "".join(_large(picture, side_px) for picture in pictures)
+        self._parts.append(f'<div class="answer found"><div class=lead>{_large(lead, side_px)}</div><div class=gallery>{shown}</div></div>')
+        return self
+
+    def panels(self, rows: Sequence[Sequence[Picture]]) -> Self:
+        """Add rows of pictures that belong side by side, as wide as the page and each enlarged by a click."""
+        for row in rows:
+            shown = "".join(_large(picture, LARGE_PX) for picture in row)
+            self._parts.append(f'<div class=panels style="--n:{len(row)}">{shown}</div>')
+        return self
+
+    def legend(self, colours: Sequence[tuple[str, str]]) -> Self:
+        """Add what colours mean: (name, ``#rrggbb``)."""
+        items = "".join(f'<li><i style="background:{_text(colour)}"></i>{_text(name)}</li>' for name, colour in colours)
+        self._parts.append(f"<ul class=legend>{items}</ul>")
+        return self
+
     def picture_pairs(self, pairs: Sequence[tuple[Picture, Picture]]) -> Self:
         """Add pictures two by two, each pair in a box of its own."""
         shown = "".join(f"<div class=pair>{_picture(one)}{_picture(other)}</div>" for one, other in pairs)
@@ -305,15 +329,34 @@ def _bar(bar: Bar) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    alt = _text(f"{_SPOKEN[picture.state]}{picture.caption}")
+    return _figure(
+        picture, "" if picture.image is None else f'<img src="{thumbnail_uri(picture.image)}" alt="{_alt(picture)}" loading=lazy>'
+    )
+
+
+def _large(picture: Picture, side_px: int) -> str:
+    """Return a picture in its own aspect that a click, or the space bar, enlarges to the window: a box to tick, for pages run no scripts."""
     if picture.image is None:
-        shown = f'<span class=missing role=img aria-label="{alt}">not readable</span>'
-    else:
-        shown = f'<img src="{thumbnail_uri(picture.image)}" alt="{alt}" loading=lazy>'
+        return _figure(picture, "", "--r:1")
+    aspect = min(2.5, max(0.5, picture.image.width / picture.image.height))
+    source = thumbnail_uri(picture.image, side_px=side_px, most_bytes=LARGE_BYTES * side_px // LARGE_PX)
+    box = f'<input type=checkbox aria-label="enlarge {_alt(picture)}">'
+    shown = f'<label class=zoom>{box}<img src="{source}" alt="{_alt(picture)}" loading=lazy></label>'
+    return _figure(picture, shown, f"--r:{aspect:.3f}")
+
+
+def _figure(picture: Picture, shown: str, style: str = "") -> str:
+    shown = shown or f'<span class=missing role=img aria-label="{_alt(picture)}">not readable</span>'
     mark = f"<span class=mark aria-hidden=true>{_MARK[picture.state]}</span>" if _MARK[picture.state] else ""
     note = f"<small>{_text(picture.note)}</small>" if picture.note else ""
-    caption = f'<figcaption><span title="{_text(picture.caption)}">{_text(picture.caption)}</span>{note}</figcaption>'
-    return f"<figure class={picture.state}><div class=frame>{shown}{mark}</div>{caption}</figure>"
+    name = f'<span title="{_text(picture.caption)}">{_text(picture.caption)}</span>'
+    name = f'<a href="{_text(picture.link)}">{name}</a>' if picture.link else name
+    styled = f' style="{style}"' if style else ""
+    return f"<figure class={picture.state}{styled}><div class=frame>{shown}{mark}</div><figcaption>{name}{note}</figcaption></figure>"
+
+
+def _alt(picture: Picture) -> str:
+    return _text(f"{_SPOKEN[picture.state]}{picture.caption}")
 
 
 def _svg(figure: Figure, prefix: str) -> str:

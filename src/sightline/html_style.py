@@ -54,6 +54,20 @@ td small{display:block}
 .answer:first-of-type{border-top:0}
 .answer .strip{grid-template-columns:repeat(auto-fill,minmax(74px,1fr))}
 .answer p{margin:.7em 0 0;font-size:.82rem}
+.found{grid-template-columns:240px 1fr}
+.gallery{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}
+.gallery figure{width:clamp(160px,calc(200px*var(--r)),340px)}
+.panels{display:grid;grid-template-columns:repeat(var(--n),minmax(0,1fr));gap:14px;padding:10px 0;align-items:start}
+.gallery .frame,.panels .frame,.found .lead .frame{aspect-ratio:var(--r)}
+.gallery .frame img,.panels .frame img,.found .lead .frame img{object-fit:contain}
+.zoom{display:block;width:100%;height:100%;cursor:zoom-in}
+.zoom input{position:absolute;opacity:0}
+.zoom input:focus-visible+img{outline:3px solid var(--accent);outline-offset:-3px}
+.zoom input:checked+img,.panels .zoom input:checked+img{position:fixed;inset:0;z-index:99;width:100vw;height:100dvh;padding:2vmin;
+border-radius:0;object-fit:contain;background:#000d;cursor:zoom-out}
+figcaption a{color:inherit;text-decoration-color:var(--line);text-underline-offset:2px}
+.legend{display:flex;flex-wrap:wrap;gap:6px 18px;list-style:none;padding:0;margin:4px 0 14px;font-size:.88rem}
+.legend i{display:inline-block;width:14px;height:14px;border-radius:4px;margin-right:7px;vertical-align:-2px;border:1px solid var(--line)}
 .pairs{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:12px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:8px;padding:8px;border:1px solid var(--line);border-radius:14px}
 .pair figure{min-width:0}
@@ -66,10 +80,10 @@ td small{display:block}
 font-weight:700;line-height:20px;text-align:center}
 .right .mark{color:var(--right)}.wrong .mark{color:var(--wrong)}.query .mark{color:var(--query)}
 .missing{display:grid;place-items:center;height:100%;font-size:.75rem;color:var(--quiet)}
-.strip figcaption,.lead figcaption,.pair figcaption{margin-top:4px;font-size:.78rem;line-height:1.3;overflow-wrap:anywhere}
-.strip figcaption span,.lead figcaption span,.pair figcaption span{display:block;overflow:hidden;
+.strip figcaption,.lead figcaption,.pair figcaption,.gallery figcaption,.panels figcaption{margin-top:4px;font-size:.78rem;line-height:1.3;overflow-wrap:anywhere}
+.strip figcaption span,.lead figcaption span,.pair figcaption span,.gallery figcaption span,.panels figcaption span{display:block;overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap;color:var(--ink)}
-.strip small,.lead small,.pair small{font-size:.74rem;font-variant-numeric:tabular-nums}
+.strip small,.lead small,.pair small,.gallery small,.panels small{font-size:.74rem;font-variant-numeric:tabular-nums}
 .wide img{display:block;max-width:100%;height:auto;border-radius:10px}
 .plot h3{margin-top:.8em}
 .plot svg{display:block;width:100%;max-width:640px;height:auto}
@@ -80,6 +94,7 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details{margin:8px 0}summary{cursor:pointer;color:var(--accent)}
 details ul{padding-left:1.2em;font-size:.88rem;overflow-wrap:anywhere}
 @media(max-width:560px){.answer{grid-template-columns:1fr;gap:12px}
+.panels{grid-template-columns:1fr}.gallery figure{width:calc(50% - 7px)}
 .lead figure{display:grid;grid-template-columns:96px minmax(0,1fr);gap:14px}
 .strip{gap:8px}.answer .strip{grid-template-columns:repeat(5,minmax(0,1fr))}
 .answer .strip .mark{left:2px;top:2px;min-width:16px;padding:0 3px;line-height:16px}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.cli.main import main
-from sightline.data.thumbnails import boxed_thumbnail, contained
+from sightline.data.thumbnails import contained, shown_file
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
@@ -70,4 +70,6 @@ def test_thin_pictures_are_measured_indexed_searched_and_inspected(model: Path, 
 def test_of_a_thread_a_pixel_is_left(photos: Path) -> None:
     assert contained(Image.new("RGB", (1, 3000)), (160, 160)).size == (1, 160)
     assert contained(Image.new("RGB", (300, 30)), (160, 80)).size == (160, 16)
-    assert boxed_thumbnail(photos / "a" / "1.png", (0, 0, 1000, 2)) is not None
+    drawn = shown_file(photos / "a" / "1.png", 640, (0, 0, 1000, 2))
+    assert drawn is not None
+    assert drawn.size == (640, 1)

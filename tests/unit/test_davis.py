@@ -162,7 +162,11 @@ def test_features_that_know_the_objects_follow_them(tmp_path: Path, colours: Enc
     assert result.metrics["j"] > 0.85  # all but the corners, which the way through patches of 16 px rounds
     assert result.metrics["j&f"] == pytest.approx((result.metrics["j"] + result.metrics["f"]) / 2)
     assert (result.metrics["j_recall"], result.settings["year"], result.settings["context"]) == (1.0, "2017", 7)
-    assert [(picture.caption, picture.note[:4]) for picture in result.shown] == [("cup", "J&F ")]
+    found, truth = result.shown
+    assert [picture.caption for picture in found] == [f"cup, frame {number} of 4" for number in (1, 3, 4)]
+    assert [picture.note[:10] for picture in found] == ["given", "found; J&F", "found; J&F"]
+    assert [picture.note for picture in truth] == ["truth"] * 3
+    assert all(picture.image is not None and picture.image.width == 640 for picture in (*found, *truth))
 
 
 def test_masks_are_written_as_they_are_submitted(tmp_path: Path, colours: Encoder) -> None:
@@ -197,7 +201,7 @@ def test_damaged_files_do_not_stop_it(tmp_path: Path, colours: Encoder) -> None:
     assert np.array_equal(masks[1], masks[0])  # a frame that cannot be read keeps the mask before it
     assert np.array_equal(masks[3], masks[2])
     assert result.groups["cup_2"]["j"] == 1.0  # of frame 1 alone, which object 2 does not move in
-    assert [picture.image for picture in result.shown] == [None]
+    assert [[picture.image is None for picture in row] for row in result.shown] == [[False, False, True]] * 2
 
 
 def test_masks_without_an_object_and_settings_that_cannot_be(tmp_path: Path, colours: Encoder) -> None:

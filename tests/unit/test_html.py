@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
@@ -16,7 +17,7 @@ from sightline import html
 from sightline.errors import SightlineError
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" é"
-VOID = {"meta", "img", "br", "path", "use"}
+VOID = {"meta", "img", "input", "br", "path", "use"}
 
 
 class Checker(HTMLParser):
@@ -61,6 +62,8 @@ def full_page() -> html.Page:
     page.table([HOSTILE, "n", "bar"], [[html.Named(HOSTILE, HOSTILE), 12345, html.Bar(0.5, 0.4, 0.6)], [HOSTILE, 2, html.Bar(0.1)]])
     states = [html.Picture(noise(60, 40), HOSTILE, HOSTILE, state) for state in ("plain", "query", "right", "wrong")]
     page.picture_strip([*states, html.Picture(None, HOSTILE)], lead=states[1], note=HOSTILE).picture_pairs([(states[0], states[3])])
+    linked = html.Picture(noise(60, 40), HOSTILE, HOSTILE, link=f"file:///{HOSTILE}")
+    page.gallery([linked, html.Picture(None, HOSTILE)], lead=states[1]).panels([[linked, linked]]).legend([(HOSTILE, HOSTILE)])
     page.section("Figures").figure_svg(small_figure(), alt=HOSTILE, title=HOSTILE, caption=HOSTILE)
     return page.plots([html.Plot(small_figure(), "again", "again")])
 
@@ -73,9 +76,23 @@ def test_all_text_is_escaped_and_all_tags_are_closed():
     assert "script" not in {tag for tag, _ in checker.seen}
     assert "".join(checker.words).count("<script>") >= 14
     images = [attributes for tag, attributes in checker.seen if tag == "img"]
-    assert len(images) == 7
+    assert len(images) == 11
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in images)
-    assert images[-1]["alt"].startswith("wrong: <script>")
+    assert images[6]["alt"].startswith("wrong: <script>")
+
+
+def test_large_pictures_keep_their_aspect_and_are_enlarged_without_a_script():
+    wide, thread = html.Picture(noise(1200, 400), "wide", link="file:///a%20b.jpg"), html.Picture(noise(1, 400), "thread")
+    text = html.Page("t").gallery([wide, thread, html.Picture(None, "gone")], lead=wide).render()
+    assert text.count('style="--r:2.500"') == 2
+    assert 'style="--r:0.500"' in text
+    assert text.count("<label class=zoom><input type=checkbox") == 3
+    assert text.count('<a href="file:///a%20b.jpg">') == 2
+    assert "clamp(160px" in text
+    assert ".zoom input:checked+img" in text
+    shown = [Image.open(io.BytesIO(base64.b64decode(found))).size for found in re.findall(r"data:image/jpeg;base64,([^\"]+)", text)]
+    assert shown[0][0] >= 320
+    assert "<script" not in text
 
 
 def test_nothing_is_asked_of_the_network():

@@ -32,13 +32,34 @@ def test_answers_are_shown_with_what_is_known_of_them(pictures: list[Path], tmp_
     assert "two.png" in text
     assert "<b>one" not in text
     assert "sightline search" in text
+    assert f'<a href="{two.as_uri()}">' in text
+    assert "label class=zoom" in text
+
+
+def test_what_all_answers_share_is_not_told_in_each(pictures: list[Path], tmp_path: Path) -> None:
+    hits = Hits(tuple(Hit(number, str(path), 0.5, {"split": "test", "camera": number}) for number, path in enumerate(pictures)))
+    text = write_page(tmp_path / "page.html", pictures[:1], [hits]).read_text(encoding="utf-8")
+    assert "0.500, camera 1" in text
+    assert "split test" not in text
+
+
+def test_many_answers_are_enlarged_less(pictures: list[Path], tmp_path: Path) -> None:
+    Image.effect_noise((900, 900), 80).save(pictures[1])
+    sizes = [
+        write_page(tmp_path / f"{num}.html", pictures[:1], [Hits(tuple(Hit(id, str(pictures[1]), 0.5) for id in range(num)))])
+        .stat()
+        .st_size
+        / num
+        for num in (20, 200)
+    ]
+    assert sizes[1] < 0.7 * sizes[0]
 
 
 def test_what_a_similarity_of_regions_is_is_told(pictures: list[Path], tmp_path: Path) -> None:
     whole = write_page(tmp_path / "a.html", pictures[:1], [Hits((Hit(0, str(pictures[1]), 0.5),))]).read_text(encoding="utf-8")
     assert "1 answer, closest first; similarity is a cosine, 1 for the same picture" in whole
     region = Hits((Hit(0, str(pictures[1]), 0.5, box=(0.0, 0.0, 9.0, 9.0)),))
-    regions = write_page(tmp_path / "b.html", pictures[:1], [region], box=(0.0, 0.0, 9.0, 9.0)).read_text(encoding="utf-8")
+    regions = write_page(tmp_path / "b.html", pictures[:1], [region], box=(0.0, 0.0, 9.0, 9.0), regions=True).read_text(encoding="utf-8")
     assert "1 for the same picture" not in regions
     assert "of a large box not every patch is compared, so the same picture may stay below 1" in regions
 

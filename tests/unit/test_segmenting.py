@@ -305,8 +305,12 @@ def test_an_untrained_vit_tells_colours_apart(protocol: str, encoder: Encoder, t
     assert found.metrics["pixel_accuracy"] > found.metrics["miou"]
     assert found.counts == {"training images": 6, "images": 6}
     assert set(found.groups) == {"rose", "sky"}
-    assert len(found.shown) == 2 * 3 + 1
-    assert (found.shown[1].image.size, len(bad_files)) == ((48, 40), 0)
+    assert [[picture.note.partition(",")[0] for picture in row] for row in found.shown] == [["image", "truth", "prediction"]] * 2
+    assert (found.shown[0][1].image.size, len(bad_files)) == ((48, 40), 0)
+    assert {name for name, _ in found.colours} == {"rose", "sky", "not counted"}
+
+    assert dict(found.colours)["sky"] == "#{:02x}{:02x}{:02x}".format(*colour(1))
+
     again = parse(protocol).measure(encoder, root, bad_files, precision="fp32")
     assert again.to_json() == found.to_json()
 

@@ -157,7 +157,8 @@ def search(
     if html is not None:
         from sightline.search.page import write_page
 
-        write_page(html, asked, answers, box=parse_box(box), reranked_by=rerank, command=command_line())
+        header, shown = opened.index.header, {"box": parse_box(box), "reranked_by": rerank, "command": command_line()}
+        write_page(html, asked, answers, regions=header.engine == "patches", deep=header.deep, **shown)  # type: ignore[arg-type]
         note(f"page: {html}")
     _tell(asked, answers, told, rerank, as_json)
 

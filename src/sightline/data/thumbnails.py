@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from sightline.contracts import Box
+from sightline.data.deep import DeepRange
 from sightline.data.images import BadImage, decode, own_size, read_bytes
 from sightline.data.records import Records
 from sightline.html import THUMBNAIL_PX
@@ -22,29 +23,22 @@ def readable_thumbnail(records: Records, row: int) -> Image.Image | None:
         return None
 
 
-def file_thumbnail(path: Path) -> Image.Image | None:
-    """Return the image in a file at about thumbnail size, or None where it cannot be read."""
-    try:
-        return decode(path, short_px=THUMBNAIL_PX)
-    except BadImage:
-        return None
+def shown_file(path: Path, side_px: int, box: Box | None = None, deep: DeepRange | None = None) -> Image.Image | None:
+    """Return all of the image in a file within ``side_px`` squared, ``box`` (in the file's own pixels) outlined; None where it cannot be read.
 
-
-def boxed_thumbnail(path: Path, box: Box) -> Image.Image | None:
-    """Return the image in a file at thumbnail size with ``box`` (in the file's own pixels) outlined, or None where it cannot be read.
-
-    All of it, padded to a square: pages show the middle square of a picture, and the box may lie outside that.
+    ``deep`` is what of a deep grey becomes black and white; None goes by the picture alone.
     """
     try:
         content = read_bytes(path)
-        image = decode(content, short_px=THUMBNAIL_PX)
+        image = decode(content, short_px=side_px, deep=deep)
     except BadImage:
         return None
-    scale = THUMBNAIL_PX / max(own_size(content, image))
-    shown = contained(image, (THUMBNAIL_PX, THUMBNAIL_PX))
-    left, top, right, bottom = (side * scale for side in box)
-    outline(shown, (left, top, right, bottom))
-    return ImageOps.pad(shown, (THUMBNAIL_PX, THUMBNAIL_PX), color="#808080")
+    shown = contained(image, (side_px, side_px)) if max(image.size) > side_px or box is not None else image
+    if box is not None:
+        scale = shown.width / own_size(content, image)[0], shown.height / own_size(content, image)[1]
+        left, top, right, bottom = box
+        outline(shown, (left * scale[0], top * scale[1], right * scale[0], bottom * scale[1]), width_px=max(3, side_px // 160))
+    return shown
 
 
 def contained(image: Image.Image, size_px: tuple[int, int]) -> Image.Image:

@@ -18,8 +18,8 @@ from sightline.nn import model_folder
 from sightline.runtime import Precision
 from sightline.workflows.common import write_bad_files
 
-NUM_SHOWN = 12
-"""Pictures on a page."""
+NUM_SHOWN = 18
+"""Pictures on a page, three an image or sequence."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,12 @@ def _write(folder: Path, evaluation: DenseEvaluation, bad_files: BadFiles, comma
         ]
         page.section("One by one", "Per cent.").table(["", *names], rows)
     if result.shown:
-        page.section("Pictures").picture_strip(result.shown)
-    page.section("Method").text(", ".join(f"{name} {value}" for name, value in result.settings.items()))
+        page.section("Pictures", "A click enlarges a picture.")
+        if result.colours:
+            page.legend(result.colours)
+        page.panels(result.shown)
+    said = [(name.replace("_", " "), value) for name, value in result.settings.items() if value not in ("", None)]
+    page.section("Method").table(["setting", "value"], [(name, str(value)) for name, value in said])
     if bad_files:
         page.details("Files that could not be read", [f"{path}: {reason}" for path, reason in bad_files.items()])
     if command:

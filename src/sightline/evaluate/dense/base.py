@@ -26,7 +26,10 @@ class DenseResult:
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    shown: tuple[Picture, ...] = ()
+    shown: tuple[tuple[Picture, ...], ...] = ()
+    """Pictures in rows of those that belong side by side."""
+    colours: tuple[tuple[str, str], ...] = ()
+    """What the pictures' colours mean: (name, ``#rrggbb``)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, the pictures left out."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ DINO_STD = (0.228, 0.224, 0.225)
 BATCH_FRAMES = 4
 """Frames that go through the model at a time; their labels follow one by one."""
 
-SHOWN_PX = 320
+SHOWN_PX = 640
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class DavisProtocol(DenseProtocol):
         videos = davis.read(root, year=self.year, split=self.split, resolution=self.resolution)
         judged = self._judged(videos)
         groups: dict[str, dict[str, float]] = {}
-        shown: list[tuple[float, Picture]] = []
+        shown: list[tuple[float, Rows]] = []
         num_frames = 0
         was_training = encoder.training
         encoder.eval()
@@ -112,7 +112,7 @@ class DavisProtocol(DenseProtocol):
         counts = {"sequences": len({name.rpartition("_")[0] for name in groups}), "objects": len(groups), "frames": num_frames}
         groups = {name: values for name, values in groups.items() if values}
         settings = {**asdict(self), "year": videos.year, "resolution": videos.resolution}
-        return DenseResult(videos.name, _means(groups), groups, counts, settings, _spread(shown, num_shown))
+        return DenseResult(videos.name, _means(groups), groups, counts, settings, _spread(shown, num_shown // 3))
 
     def _judged(self, videos: Davis) -> bool:
         lacking = next((video for video in videos.sequences if video.unmasked), None)
@@ -127,6 +127,9 @@ class DavisProtocol(DenseProtocol):
         """Return what frames are normalised by."""
         return ImageSpec(mean=IMAGENET_MEAN, std=DINO_STD) if self.std == "dino" else encoder.image
 
+
+Rows = tuple[tuple[Picture, ...], ...]
+Read = TypeVar("Read")
 
 _METRICS = ("j&f", "j", "f", "j_recall", "j_decay", "f_recall", "f_decay")
 
@@ -205,7 +208,8 @@ class _Run:
     precision: Precision
 
     def __post_init__(self) -> None:
-        self.last = self.first
+        self.kept = {0: self.first}
+        self.looked_at = tuple(dict.fromkeys((0, len(self.video.frames) // 2, len(self.video.frames) - 1)))
 
     @property
     def num_objects(self) -> int:
@@ -215,7 +219,8 @@ class _Run:
         """Follow the video to its end and return the measures of each object; where not ``judged``, only the masks are made."""
         values: DoubleArray = np.full((2, self.num_objects, len(self.video.frames) - 2), np.nan)
         for row, found in self._follow():
-            self.last = found
+            if row in self.looked_at:
+                self.kept[row] = found
             frame = self.video.frames[row]
             if self.protocol.masks:
                 _write(Path(self.protocol.masks) / self.video.name / f"{frame.stem}.png", found)
@@ -294,17 +299,29 @@ class _Run:
         height, width = self.first.shape
         return np.array(Image.fromarray(numbers).resize((width, height), Image.Resampling.NEAREST))
 
-    def shown(self, score: float) -> tuple[float, Picture]:
-        """Return the score and the last frame with the predicted masks over it and the true ones as white lines."""
-        path = self.video.frames[-1]
-        note = "" if math.isnan(score) else f"J&F {100 * score:.1f} %"
+    def shown(self, score: float) -> tuple[float, Rows]:
+        """Return the score and two rows: the first, middle and last frame with the masks that were found over them, and with the true ones."""
+        note = "" if math.isnan(score) else f"; J&F of the sequence {100 * score:.1f} %"
+        found: list[Picture] = []
+        truth: list[Picture] = []
+        for row in self.looked_at:
+            path = self.video.frames[row]
+            name = f"{self.video.name}, frame {row + 1} of {len(self.video.frames)}"
+            frame, mask = self._read(path, decode), None
+            if path.stem in self.video.masks:
+                mask = self._read(self.video.masks[path.stem], self.videos.mask)
+            drawn = frame and overlay(frame, self.kept.get(row, self.first), mask)
+            found.append(Picture(drawn, name, "given" if row == 0 else f"found{note}"))
+            right = frame if frame is None or mask is None else overlay(frame, np.where(mask == VOID, 0, mask))
+            truth.append(Picture(right, name, "no mask" if mask is None else "truth"))
+        return score, (tuple(found), tuple(truth))
+
+    def _read(self, path: Path, read: Callable[[Path], Read]) -> Read | None:
         try:
-            frame = decode(path)
-            truth = self.videos.mask(self.video.masks[path.stem]) if path.stem in self.video.masks else None
+            return read(path)
         except BadImage as error:
             self.bad_files.add(path, error)
-            return score, Picture(None, self.video.name, note)
-        return score, Picture(overlay(frame, self.last, truth), self.video.name, note)
+            return None
 
 
 def overlay(frame: Image.Image, found: MaskArray, truth: MaskArray | None = None, *, width_px: int = SHOWN_PX) -> Image.Image:
@@ -352,10 +369,10 @@ def _means(groups: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in of.items() if values}
 
 
-def _spread(shown: list[tuple[float, Picture]], num: int) -> tuple[Picture, ...]:
-    """Return up to ``num`` of the pictures, evenly from the best to the worst."""
+def _spread(shown: list[tuple[float, Rows]], num: int) -> Rows:
+    """Return the rows of up to ``num`` sequences, evenly from the best to the worst."""
     if not shown:
         return ()
-    best_first = [picture for _, picture in sorted(shown, key=lambda pair: (math.isnan(pair[0]), -pair[0]))]
+    best_first = [rows for _, rows in sorted(shown, key=lambda pair: (math.isnan(pair[0]), -pair[0]))]
     places = np.linspace(0, len(best_first) - 1, min(num, len(best_first))).round().astype(int)
-    return tuple(best_first[place] for place in places)
+    return tuple(row for place in places for row in best_first[place])

@@ -23,7 +23,7 @@ from sightline.data.sets.coco import Annotated
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.average_precision import Found, average_precision
 from sightline.evaluate.dense.base import DenseProtocol, DenseResult
-from sightline.evaluate.dense.drawn import draw_pairs
+from sightline.evaluate.dense.drawn import colours, draw_rows
 from sightline.methods.detect import Detect as Learning
 from sightline.nn.detector import Detector, Head, paste
 from sightline.nn.encoder import Encoder
@@ -116,7 +116,8 @@ class Detect(DenseProtocol):
             groups=groups,
             counts={"images": len(found), "objects": num_objects, "classes": len(truth.class_names), "training images": len(training)},
             settings={**asdict(self), "detector": "Mask R-CNN" if with_masks else "Faster R-CNN"},
-            shown=draw_pairs(truth, found, num_shown),
+            shown=draw_rows(truth, found, num_shown),
+            colours=colours(truth.class_names) if num_shown else (),
         )
 
     def _fine_tuned(self, encoder: Encoder, data: Annotated, bad_files: BadFiles, *, with_masks: bool, precision: Precision) -> Detector:

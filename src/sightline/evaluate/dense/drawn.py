@@ -12,50 +12,79 @@ from PIL import Image, ImageDraw
 from sightline.contracts import FloatArray, IntArray
 from sightline.data.instances import open_annotated, packed, unpacked
 from sightline.data.sets.coco import Annotated
+from sightline.data.thumbnails import contained
 from sightline.evaluate.dense.average_precision import Found
 from sightline.html import Picture
 
 LEAST_SCORE = 0.5
-SHOWN_PX = 320
+SHOWN_PX = 640
+NAMED_BOXES = 40
 NAMES_IN_A_NOTE = 4
 
 
-def draw_pairs(truth: Annotated, found: Mapping[int, Found], num_shown: int) -> tuple[Picture, ...]:
-    """Return up to ``num_shown`` pictures, two an image: what was found with a score of at least a half, and the truth. Images are taken evenly from all."""
+def draw_rows(truth: Annotated, found: Mapping[int, Found], num_shown: int) -> tuple[tuple[Picture, ...], ...]:
+    """Return rows of an image, the truth and what was found with a score of at least a half, ``num_shown`` pictures at most, evenly from all."""
     rows = sorted(found)
-    chosen = (
-        [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, num_shown // 2).round().astype(int))] if num_shown > 1 else []
-    )
-    pictures: list[Picture] = []
-    for row in chosen:
+    num = min(len(rows), num_shown // 3)
+    shown: list[tuple[Picture, ...]] = []
+    for row in (rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, num).round().astype(int))) if num else ():
         image, one, places = open_annotated(truth, row), found[row], truth.objects(row)
         sure = np.flatnonzero(one.scores >= LEAST_SCORE)
         masks = [one.masks[place] for place in sure.tolist()] if one.masks is not None else []
-        drawn = _draw(image, one.boxes[sure], one.labels[sure], masks, len(truth.class_names))
-        pictures.append(Picture(drawn, f"found: {truth.paths[row]}", _tally(one.labels[sure], truth.class_names)))
-        size = image.height, image.width
+        size, name = (image.height, image.width), truth.paths[row]
         outlines = [packed(mask, size) for mask in truth.masks[places] if mask is not None] if one.masks is not None else []
-        drawn = _draw(image, truth.boxes[places], truth.labels[places], outlines, len(truth.class_names))
-        pictures.append(Picture(drawn, f"truth: {truth.paths[row]}", _tally(truth.labels[places], truth.class_names)))
-    return tuple(pictures)
+        told = [f"{truth.class_names[label - 1]} {score:.2f}" for label, score in zip(one.labels[sure], one.scores[sure], strict=True)]
+        names = [truth.class_names[label - 1] for label in truth.labels[places]]
+        right = _draw(image, truth.boxes[places], truth.labels[places], outlines, names, len(truth.class_names))
+        drawn = _draw(image, one.boxes[sure], one.labels[sure], masks, told, len(truth.class_names))
+        shown.append(
+            (
+                Picture(image, name, "image"),
+                Picture(right, name, f"truth: {_tally(truth.labels[places], truth.class_names)}"),
+                Picture(drawn, name, f"found: {_tally(one.labels[sure], truth.class_names)}"),
+            )
+        )
+    return tuple(shown)
 
 
-def _draw(image: Image.Image, boxes: FloatArray, labels: IntArray, masks: Sequence[Mapping[str, Any]], num_classes: int) -> Image.Image:
-    colours = [tuple(round(255 * part) for part in colorsys.hls_to_rgb(label / num_classes, 0.5, 0.9)) for label in range(num_classes)]
+def colours(class_names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return the classes with the colours that their boxes are drawn in."""
+    return tuple((name, "#{:02x}{:02x}{:02x}".format(*_colour(number, len(class_names)))) for number, name in enumerate(class_names))
+
+
+def _colour(number: int, num_classes: int) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(number / num_classes, 0.5, 0.9))
+    return red, green, blue
+
+
+def _draw(
+    image: Image.Image, boxes: FloatArray, labels: IntArray, masks: Sequence[Mapping[str, Any]], names: Sequence[str], num_classes: int
+) -> Image.Image:
+    colours = [_colour(number, num_classes) for number in range(num_classes)]
     if len(masks) == len(labels) and masks:
         pixels = np.asarray(image, np.float32).copy()
         for mask, label in zip(masks, labels, strict=True):
             inside = unpacked(mask)
             pixels[inside] = 0.5 * pixels[inside] + 0.5 * np.array(colours[label - 1], np.float32)
         image = Image.fromarray(pixels.round().astype(np.uint8))
-    scale = SHOWN_PX / max(image.size)
-    drawn = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    drawn = contained(image, (SHOWN_PX, SHOWN_PX))
+    across, down = drawn.width / image.width, drawn.height / image.height
     pen = ImageDraw.Draw(drawn)
     for box, label in zip(boxes, labels, strict=True):
-        pen.rectangle([float(value) * scale for value in box], outline=colours[label - 1], width=2)
-    square = Image.new("RGB", (SHOWN_PX, SHOWN_PX), "white")  # a page shows the middle square of a picture
-    square.paste(drawn, ((SHOWN_PX - drawn.width) // 2, (SHOWN_PX - drawn.height) // 2))
-    return square
+        pen.rectangle(_scaled(box, across, down), outline=colours[label - 1], width=3)
+    if len(names) <= NAMED_BOXES:  # more would cover what they name: the legend has the colours
+        for box, label, name in zip(boxes, labels, names, strict=True):
+            left, top, *_ = _scaled(box, across, down)
+            text = name.encode("latin-1", "replace").decode("latin-1")[:24]  # what the built-in font has
+            extent = pen.textbbox((left + 3, max(0, top - 15)), text)
+            pen.rectangle((extent[0] - 3, extent[1] - 1, extent[2] + 3, extent[3] + 2), fill=colours[label - 1])
+            pen.text((left + 3, max(0, top - 15)), text, fill="white" if sum(colours[label - 1]) < 400 else "black")
+    return drawn
+
+
+def _scaled(box: FloatArray, across: float, down: float) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(side) for side in box)
+    return left * across, top * down, max(left * across, right * across), max(top * down, bottom * down)
 
 
 def _tally(labels: IntArray, names: Sequence[str]) -> str:

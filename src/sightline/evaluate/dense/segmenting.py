@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from sightline.data.images import BadFiles, BadImage, decode
 from sightline.data.segments import nearest_size
@@ -31,7 +31,6 @@ from sightline.runtime import Precision, autocast_dtype, num_cpus
 BAND_BYTES = 2**26
 """One band of class scores at full size: all of ADE20K's largest image would be gigabytes."""
 
-LEGEND_PX, LEGEND_ROWS = 160, 11
 
 T = TypeVar("T")
 
@@ -167,7 +166,8 @@ class Segmentation(DenseProtocol):
             confusion.groups(data.class_names),
             {**({"training images": fitted.num_train} if fitted.num_train else {}), "images": num_measured},
             {**dataclasses.asdict(self), "part": part, "layout": data.layout, **fitted.chosen},
-            shown.pictures(),
+            tuple(shown.rows),
+            shown.colours(),
         )
 
 
@@ -261,25 +261,14 @@ def painted(image: Image.Image, mask: Mask) -> Image.Image:
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
-def legend(class_names: Sequence[str], labels: Sequence[int]) -> Image.Image:
-    """Return a small picture that names the colours of some classes."""
-    canvas = Image.new("RGB", (LEGEND_PX, LEGEND_PX), "white")
-    draw = ImageDraw.Draw(canvas)
-    step = LEGEND_PX // LEGEND_ROWS
-    for row, label in enumerate(labels[:LEGEND_ROWS]):
-        draw.rectangle((2, row * step + 2, 12, row * step + 12), fill=colour(label))
-        draw.text((18, row * step), class_names[label].encode("latin-1", "replace").decode("latin-1")[:24], fill="black")
-    return canvas
-
-
 class _Shown:
-    """Three pictures an image (itself, prediction, truth) for images evenly spaced over the measured ones, and a legend."""
+    """Rows of image, truth and prediction, for images evenly spaced over the measured ones, and what their colours mean."""
 
     def __init__(self, class_names: Sequence[str], num_images: int, num_shown: int) -> None:
         self.class_names = class_names
-        num = min(num_images, max(0, (num_shown - 1) // 3))
+        num = min(num_images, max(0, num_shown // 3))
         self.places = set(np.linspace(0, max(0, num_images - 1), num).round().astype(int).tolist())
-        self.made: list[Picture] = []
+        self.rows: list[tuple[Picture, ...]] = []
         self.pixels = np.zeros(len(class_names), np.int64)
 
     def add(self, place: int, name: str, image: Image.Image, predicted: Mask, truth: Mask) -> None:
@@ -287,16 +276,18 @@ class _Shown:
             return
         counted = truth != VOID
         right = float((predicted == truth)[counted].mean()) if counted.any() else 0.0
-        self.made += [
-            Picture(image, name),
-            Picture(painted(image, predicted), name, f"prediction: {100 * right:.0f} % right"),
-            Picture(painted(image, truth), name, "truth"),
-        ]
+        self.rows.append(
+            (
+                Picture(image, name, "image"),
+                Picture(painted(image, truth), name, "truth"),
+                Picture(painted(image, predicted), name, f"prediction, {100 * right:.0f} % of the pixels right"),
+            )
+        )
         for mask in (predicted, truth[counted]):
             self.pixels += np.bincount(mask.ravel(), minlength=len(self.pixels))
 
-    def pictures(self) -> tuple[Picture, ...]:
-        if not self.made:
-            return ()
+    def colours(self) -> tuple[tuple[str, str], ...]:
+        """Return the classes that are seen, the commonest first, with their colours; void, which stays grey, last."""
         commonest = [int(label) for label in np.argsort(-self.pixels, kind="stable") if self.pixels[label]]
-        return (*self.made, Picture(legend(self.class_names, commonest), "colours", f"{min(LEGEND_ROWS, len(commonest))} commonest"))
+        named = [(self.class_names[label], "#{:02x}{:02x}{:02x}".format(*colour(label))) for label in commonest]
+        return (*named, ("not counted", "#808080")) if named else ()
