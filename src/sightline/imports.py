@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import importlib
@@ -25,6 +26,9 @@ def without_collecting() -> Iterator[None]:
         yield
     finally:
         gc.freeze()  # what has been loaded stays: later collections need not walk through it
+        atexit.register(
+            gc.unfreeze
+        )  # but for the last: what it leaves alone, bindings made with nanobind (triton's) call leaked, on many lines
         gc.enable()
 
 

@@ -17,7 +17,7 @@ from sightline.methods import selfpatch
 from sightline.methods.selfpatch import SelfPatch, image_loss, rising, small
 from sightline.methods.unlabelled import to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
-from sightline.nn.collapse import PATIENCE, Watch, effective_rank, spread
+from sightline.nn.collapse import PATIENCE, Watch, feature_rank, spread
 from sightline.nn.encoder import Encoder
 from sightline.recipe import CropSpec, override
 
@@ -238,9 +238,9 @@ def test_spread_and_rank_tell_a_collapse() -> None:
     apart, one = torch.randn(500, 16), torch.ones(500, 16) + 1e-4 * torch.randn(500, 16)
     assert spread(apart) == pytest.approx(1.0, abs=0.02)
     assert spread(one) < 1e-3
-    assert effective_rank(apart) > 15
+    assert feature_rank(apart) > 15
     line = torch.randn(500, 1) @ torch.randn(1, 16)
-    assert effective_rank(line) == pytest.approx(1.0, abs=0.01)
+    assert feature_rank(line) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> None:

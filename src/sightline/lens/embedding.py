@@ -47,7 +47,8 @@ def num_directions(shares: Float64Array, least: float) -> int:
 def effective_rank(variances: Float64Array) -> float:
     """Return how many directions are in use, from 1 (a line) to D (all alike); 0 where nothing varies.
 
-    It is the exponential of the entropy (in nats) of the covariance's normalised singular values.
+    It is the exponential of the entropy (in nats) of the covariance's normalised singular values: the effective rank of the covariance. That
+    of the centred vectors themselves is larger; a training without labels logs it as ``feature_rank``.
     Source: Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", EUSIPCO, section 2.
     """
     total = variances.sum()

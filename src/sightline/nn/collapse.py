@@ -32,10 +32,13 @@ def spread(vectors: torch.Tensor) -> torch.Tensor:
     return deviation
 
 
-def effective_rank(vectors: torch.Tensor) -> torch.Tensor:
+def feature_rank(vectors: torch.Tensor) -> torch.Tensor:
     """Return how many directions the rows ``[M, D]`` vary in: e to the entropy of their singular values, from 1 to min(M - 1, D).
 
-    Source: Roy and Vetterli 2007, "The effective rank".
+    It is the effective rank of the centred rows. What ``inspect`` calls ``effective_rank`` is that of their covariance, whose singular values
+    are the squares of these: smaller, unless all directions are alike.
+
+    Source: Roy and Vetterli 2007, "The effective rank", section 2.
     """
     rows = exact(vectors)
     values = torch.linalg.svdvals(rows - rows.mean(dim=0))
@@ -71,7 +74,7 @@ class Watch(nn.Module):
             TrainingError: a collapse, found ``PATIENCE`` times in a row; the message is the diagnosis.
         """
         everyones = gather(features.detach())
-        told = {"feature_rank": effective_rank(everyones), "feature_spread": spread(everyones)}
+        told = {"feature_rank": feature_rank(everyones), "feature_spread": spread(everyones)}
         same = told["feature_spread"] < LOWEST_SPREAD
         silent = information is not None and bool(information < LOWEST_INFORMATION)
         collapsed = step >= self.first_step and (bool(same) or silent)
