@@ -142,6 +142,12 @@ def test_one_class_is_told_with_the_level_below_it_and_the_remedy_works(tmp_path
     assert leave_one_out(read_records(inside, require_labels=True)).name == "leave-one-out"
 
 
+def test_one_class_in_a_split_is_told_with_the_split(tmp_path: Path) -> None:
+    records = read_records(tree(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg", "test/a/4.jpg"), require_labels=True)
+    with pytest.raises(DataError, match=r"^the split test of .* shows one class \('a'\)"):
+        leave_one_out(records.split("test"))
+
+
 def test_market_names_are_recognised(tmp_path: Path) -> None:
     tree(tmp_path, "query/0002_c1s1_000451_03.jpg", "bounding_box_test/0002_c2s1_000001_01.jpg", "bounding_box_train/0007_c1s1_1.jpg")
     assert "as in Market-1501 (such as bounding_box_test/0002_c2s1_000001_01.jpg): give a manifest" in refused(tmp_path)

@@ -67,7 +67,7 @@ def images_to_hold_out(records: Records, fraction: float, seed: int, *, keep: in
     if counts.max() <= keep:
         raise DataError(
             f"no class of {records.root} has more than {keep} image{'' if keep == 1 else 's'}, so none can be held out: add images, or a split to "
-            "measure on (for training, validation=0 keeps the last model)"
+            "measure on (in training lower images_per_class, or keep the last model with validation=0)"
         )
     num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), np.maximum(0, counts - keep))
     assert records.labels is not None

@@ -103,7 +103,8 @@ def one_class(records: Records, label: int) -> str:
     if len(below) > 1:
         where = f"give --data {records.root / name}" if not start else f"add {TO_LAST}"
         remedy = f"the {len(below):,} folders in it ({_named(below)}) look like the classes: {where}"
-    return f"{records.root} shows one class ('{name}'), so nothing can be wrong and every measure would be 1: {remedy}"
+    split = f"the split {records.splits[0]} of " if records.splits is not None and len(set(records.splits)) == 1 else ""
+    return f"{split}{records.root} shows one class ('{name}'), so nothing can be wrong and every measure would be 1: {remedy}"
 
 
 def _splits(root: Path, parts: Sequence[Sequence[str]], level: Level | None) -> tuple[tuple[str, ...] | None, list[str]]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sightline import runtime
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
@@ -70,6 +72,8 @@ def classify(
     records, words = _part(read_data(data, bad_files, dataset=dataset, verify=verify, require_labels=True), split)
     encoder = model_folder.load(model, device=runtime.device(device))
     guesses = guess(encoder, records, bad_files, precision=precision)
+    if len(np.unique(guesses.targets)) < 2:
+        words += " (images of one class alone: whoever always names it is right)"
     bad_summary = bad_files.summary(len(records), *([report / "bad_files.jsonl"] if report else []))
     classified = Classified(str(model), encoder.fingerprint, str(data), words, Accuracy.of(guesses), bad_summary)
     if report is not None:

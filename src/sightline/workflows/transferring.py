@@ -171,7 +171,7 @@ def divide(records: Records, seed: int) -> Parts:
     """Return the parts of one data set (see ``transfer``).
 
     Raises:
-        DataError: a test image is of a class that no training image shows, or the splits are none to fit and test by.
+        DataError: a test image is of a class that no training image shows, the test images are of one class, or the splits are none to fit and test by.
     """
     splits = np.array(records.splits or (), dtype=str)
     present = set(splits.tolist())
@@ -194,6 +194,10 @@ def divide(records: Records, seed: int) -> Parts:
         raise DataError(
             f"{len(unknown):,} classes of the test part of {records.root} have no training image (such as '{records.class_names[unknown[0]]}'): "
             "a classifier cannot know them; measure such a split with sightline evaluate, or give the class folders without it"
+        )
+    if test.num_classes < 2:
+        raise DataError(
+            f"the test part of {records.root} shows one class, where a classifier that always names it is right: test on images of two or more"
         )
     return Parts(training, test, words)
 
@@ -225,6 +229,8 @@ def _probe(
         assert parts.test.labels is not None
         # Labels of the classes that can be read, without gaps; a test image of any other is never right.
         classes, labels = np.unique(parts.training.labels[fitted.rows], return_inverse=True)
+        if len(classes) < 2:
+            raise DataError(f"the training images of {parts.training.root} that can be read show one class: {bad_files.summary()}")
         num_classes, num_train, num_test = len(classes), len(fitted), len(tested)
         truth = parts.test.labels[tested.rows]
         where = encoder.device.type if encoder.device.type == "cuda" else "cpu"

@@ -78,8 +78,13 @@ def _divided(records: Records, data: DataSpec, chosen_by: Measure) -> Material:
         validation = records.split("val")
         if chosen_by == "accuracy@1":
             _require_known(validation, learning)
-        else:
-            _require_fallible(validation)
+        elif not (validation.class_counts() > 1).any():
+            raise DataError(f"no class of the val split of {validation.root} has two images: add some, or set validation=0")
+        if validation.num_classes < 2:
+            raise DataError(
+                f"the val split of {validation.root} shows one class, among which nothing tells a good model from one that knows only that: "
+                "add images of another class, or set validation=0"
+            )
         return Material(learning, validation, _val_split(learning, validation))
     parts = None if chosen_by == "accuracy@1" else hold_out_classes(learning, data.validation, 0)
     if parts is not None:
@@ -96,15 +101,6 @@ def _val_split(learning: Records, validation: Records) -> str:
     if num_learnt in (0, num):
         return f"the val split, of classes that were {'learnt from' if num_learnt else 'not learnt from'}"
     return f"the val split, where {num_learnt:,} of {num:,} classes were learnt from"
-
-
-def _require_fallible(validation: Records) -> None:
-    if not (validation.class_counts() > 1).any():
-        raise DataError(f"no class of the val split of {validation.root} has two images: add some, or set validation=0")
-    if validation.num_classes < 2:
-        raise DataError(
-            f"the val split of {validation.root} shows one class, among which nothing can be wrong: add images of another class, or set validation=0"
-        )
 
 
 def _images_and_watched(records: Records, data: DataSpec) -> Material:
