@@ -11,7 +11,7 @@ from sightline.data.images import BadFiles
 from sightline.data.layout import split_named
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError
-from sightline.evaluate.protocols import leave_one_out
+from sightline.evaluate.protocols import leave_one_out, require_several
 from sightline.workflows.common import read_data
 
 
@@ -32,6 +32,10 @@ def refused(root: Path) -> str:
 def classes(records: Records) -> list[str]:
     assert records.labels is not None
     return [records.class_names[label] for label in records.labels]
+
+
+def measured(records: Records) -> None:
+    require_several(records, leave_one_out(records))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,17 @@ def test_images_beside_splits_are_of_none(tmp_path: Path) -> None:
     records = read_records(tree(tmp_path, "train/a/1.jpg", "test/a/2.jpg", "cover.jpg"))
     assert records.splits == ("none", "test", "train")
     assert "1 images in no folder" in records.notes[0]
-    assert "1 of 3 images in no class folder (such as cover.jpg)" in refused(tmp_path)
+    records = read_records(tmp_path, require_labels=True)
+    assert (records.paths, classes(records)) == (("test/a/2.jpg", "train/a/1.jpg"), ["a", "a"])
+    assert "1 images beside the splits are in no class folder (such as cover.jpg) and are left out" in records.notes[-1]
+
+
+def test_unlabelled_images_beside_splits_are_left_out_where_classes_are_needed(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a/1.jpg", "test/a/2.jpg", "unlabelled/3.jpg")
+    assert read_records(tmp_path, require_labels=True).splits == ("test", "train")
+    assert read_records(tmp_path).splits == ("test", "train", "unlabelled")
+    tree(tmp_path, "train/4.jpg")
+    assert "1 of 3 images in no class folder (such as train/4.jpg)" in refused(tmp_path)
 
 
 def test_two_folders_of_one_split_are_told(tmp_path: Path) -> None:
@@ -137,15 +151,15 @@ def test_one_class_is_told_with_the_level_below_it_and_the_remedy_works(tmp_path
     with pytest.raises(
         DataError, match=r"shows one class \('images'\).* the 2 folders in it \(a, b\) look like the classes: give --data (.*)$"
     ) as caught:
-        leave_one_out(read_records(tmp_path, require_labels=True))
+        measured(read_records(tmp_path, require_labels=True))
     inside = str(caught.value).rpartition("--data ")[2]
-    assert leave_one_out(read_records(inside, require_labels=True)).name == "leave-one-out"
+    measured(read_records(inside, require_labels=True))
 
 
 def test_one_class_in_a_split_is_told_with_the_split(tmp_path: Path) -> None:
     records = read_records(tree(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/a/3.jpg", "test/a/4.jpg"), require_labels=True)
     with pytest.raises(DataError, match=r"^the split test of .* shows one class \('a'\)"):
-        leave_one_out(records.split("test"))
+        measured(records.split("test"))
 
 
 def test_market_names_are_recognised(tmp_path: Path) -> None:

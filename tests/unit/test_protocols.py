@@ -130,6 +130,17 @@ def test_separation_tells_positives_from_the_hardest_negative():
 # --- what does not count, and what cannot be wrong
 
 
+@pytest.mark.parametrize("records", [records_of([0, 0]), records_of([0, 0, 0, 1], ["query", "gallery", "gallery", "query"])])
+def test_a_gallery_of_one_class_is_refused_and_distractors_are_a_remedy(records):
+    protocol = protocols.choose_protocol(records)
+    with pytest.raises(
+        DataError, match=r"shows one class \('class 0'\), so nothing can be wrong and every measure would be 1: .*--distractors"
+    ):
+        protocols.require_several(records, protocol)
+    more, protocol = protocols.add_distractors(records, protocol, records_of(None, num=9).select([8]))
+    protocols.require_several(more, protocol)
+
+
 def with_cameras(labels: list[int], splits: list[str], cameras: list[int]) -> Records:
     names = tuple(f"camera {number}" for number in range(max(cameras) + 1))
     return replace(records_of(labels, splits), cameras=np.array(cameras, np.int64), camera_names=names)

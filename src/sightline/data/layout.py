@@ -25,7 +25,7 @@ _SPLITS = {
     "train": ("train", "training", "bounding_box_train"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "tests", "testing"),
-    "query": ("query", "queries"),
+    "query": ("query", "queries", "probe", "probes"),
     "gallery": ("gallery", "bounding_box_test"),
 }
 SPLIT_NAMES = {name: split for split, names in _SPLITS.items() for name in names}
@@ -99,7 +99,7 @@ def one_class(records: Records, label: int) -> str:
     name = records.class_names[label]
     start = 0 if records.splits is None else 1
     below = {part[start + 1] for part in (path.split("/") for path in records.paths) if len(part) > start + 2 and part[start] == name}
-    remedy = "add images of other classes, or name them by a label column"
+    remedy = "add images of other classes, or search some with --distractors FOLDER"
     if len(below) > 1:
         where = f"give --data {records.root / name}" if not start else f"add {TO_LAST}"
         remedy = f"the {len(below):,} folders in it ({_named(below)}) look like the classes: {where}"

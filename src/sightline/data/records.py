@@ -210,10 +210,22 @@ def _from_folder(root: Path, on_bad: OnBad | None, level: Level | None) -> Recor
         raise DataError(
             f"no images in {root}: looked in it and below for {', '.join(DECODABLE_SUFFIXES[:6])}, ...{left_out}; is it the right folder?"
         )
-    found = lay_out(root, listing.paths, level)
+    paths, found, told = listing.paths, lay_out(root, listing.paths, level), tuple[str, ...]()
+    if level is not None and found.classes is None and found.splits is not None:
+        paths, told = _without_classless(root, paths, found.splits)
+        found = lay_out(root, paths, level) if told else found
     labels, class_names = (None, ()) if found.classes is None else index_labels(found.classes)
-    notes = (*listing.notes, *found.notes, *_twins(class_names))
-    return Records(root, listing.paths, labels, class_names, found.splits, notes=notes)
+    notes = (*listing.notes, *found.notes, *told, *_twins(class_names))
+    return Records(root, paths, labels, class_names, found.splits, notes=notes)
+
+
+def _without_classless(root: Path, paths: tuple[str, ...], splits: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the paths without those that lie right in a folder beside the splits, and what there is to say of them."""
+    beside = {path for path, split in zip(paths, splits, strict=True) if split_named(split) is None and len(path.split("/")) < 3}
+    if not beside:
+        return paths, ()
+    note = f"{root}: {len(beside):,} images beside the splits are in no class folder (such as {min(beside)}) and are left out where classes are needed"
+    return tuple(path for path in paths if path not in beside), (note,)
 
 
 def _no_labels(where: Path, records: Records) -> str:

@@ -38,13 +38,12 @@ def leave_one_out(records: Records) -> Protocol:
     Source: Song et al. 2016, arXiv 1511.06452.
 
     Raises:
-        DataError: there are no labels, no class has two images, or there is one class alone.
+        DataError: there are no labels, or no class has two images.
     """
     labels = labels_of(records)
     if not len(labels) or np.bincount(labels).max() < 2:
         raise DataError(f"no class of {records.root} has two images, so nothing can be found: leave-one-out needs classes of two or more")
     rows = np.arange(len(records))
-    _require_several(records, rows)
     return _without_own_picture(records, Protocol("leave-one-out", rows, rows, leave_one_out=True))
 
 
@@ -52,7 +51,7 @@ def query_gallery(records: Records) -> Protocol:
     """Return the protocol of In-Shop: the ``query`` split asks the ``gallery`` split; nothing is dropped but a query's own picture.
 
     Raises:
-        DataError: there are no labels, one of the splits is missing, no query has its class in the gallery, or the gallery shows one class alone.
+        DataError: there are no labels, one of the splits is missing, or no query has its class in the gallery.
     """
     labels = labels_of(records)
     splits = np.array(records.splits if records.splits is not None else (), dtype=str)
@@ -62,7 +61,6 @@ def query_gallery(records: Records) -> Protocol:
             raise DataError(f"{records.root} has no '{name}' split: add a split column with query and gallery, or use leave-one-out")
     if not np.isin(labels[rows["query"]], labels[rows["gallery"]]).any():
         raise DataError(f"no query of {records.root} has an image of its class in the gallery: check the labels of the two splits")
-    _require_several(records, rows["gallery"])
     return _without_own_picture(records, Protocol("query-gallery", rows["query"], rows["gallery"]))
 
 
@@ -89,8 +87,13 @@ def cross_camera(records: Records) -> Protocol:
     return replace(protocol, name="cross-camera", sources=records.cameras, left_out="the query's class by the query's own camera")
 
 
-def _require_several(records: Records, gallery_rows: IntArray) -> None:
-    labels = np.unique(labels_of(records)[gallery_rows])
+def require_several(records: Records, protocol: Protocol) -> None:
+    """Return if the protocol searches images of several classes.
+
+    Raises:
+        DataError: of one class alone; the message says where others may lie.
+    """
+    labels = np.unique(labels_of(records)[protocol.gallery_rows])
     if len(labels) < 2:
         raise DataError(one_class(records, int(labels[0])))
 

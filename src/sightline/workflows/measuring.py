@@ -19,7 +19,7 @@ from sightline.data.judged import read_benchmark, with_distractors
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError, counted, explain_os_error, nearest
 from sightline.evaluate.measured import Measured, measure
-from sightline.evaluate.protocols import add_distractors, choose_protocol
+from sightline.evaluate.protocols import add_distractors, choose_protocol, require_several
 from sightline.evaluate.report import Collection, write_report
 from sightline.evaluate.trials import Trial, judged_trial, label_trial
 from sightline.nn import model_folder
@@ -186,7 +186,9 @@ def _labelled(
         )
     part = part_to_measure(records, model, split)
     measured, chosen = part.records, choose_protocol(part.records, protocol)
-    if distractors is not None:
+    if distractors is None:
+        require_several(measured, chosen)
+    else:
         measured, chosen = add_distractors(measured, chosen, read_data(distractors, bad_files))
     return _Task(measured, partial(label_trial, records=measured, protocol=chosen), part.words, part.learnt)
 
