@@ -37,18 +37,30 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def clustered(num: int, dim: int, random: np.random.Generator) -> np.ndarray:
+def clustered_with_centres(num: int, dim: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors and the centre of each one's cluster."""
     spectrum = 1 / np.sqrt(np.arange(1, dim + 1, dtype=np.float32))
     centres = random.standard_normal((4_000, dim), dtype=np.float32) * spectrum
     sizes = 1 / np.arange(1, 4_001) ** 0.8
     own = 0.5 * random.standard_normal((num, dim), dtype=np.float32) * spectrum
-    return unit(centres[random.choice(4_000, num, p=sizes / sizes.sum())] + own)
+    centre = centres[random.choice(4_000, num, p=sizes / sizes.sum())]
+    return unit(centre + own), centre
+
+
+def clustered(num: int, dim: int, random: np.random.Generator) -> np.ndarray:
+    return clustered_with_centres(num, dim, random)[0]
+
+
+def manifold_with_places(num: int, dim: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors and the place of each one on the surface ``[M, 24]``."""
+    bend = random.standard_normal((24, 128), dtype=np.float32) / 24**0.5
+    lift = random.standard_normal((128, dim), dtype=np.float32)
+    place = random.standard_normal((num, 24), dtype=np.float32)
+    return unit(np.tanh(place @ bend) @ lift), place
 
 
 def manifold(num: int, dim: int, random: np.random.Generator) -> np.ndarray:
-    bend = random.standard_normal((24, 128), dtype=np.float32) / 24**0.5
-    lift = random.standard_normal((128, dim), dtype=np.float32)
-    return unit(np.tanh(random.standard_normal((num, 24), dtype=np.float32) @ bend) @ lift)
+    return manifold_with_places(num, dim, random)[0]
 
 
 DATA: dict[str, Callable[[int, int, np.random.Generator], np.ndarray]] = {"clustered": clustered, "manifold": manifold}

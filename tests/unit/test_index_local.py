@@ -8,14 +8,17 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
 from sightline.errors import DiskFullError, IndexStoreError
-from sightline.index import segments, writer
+from sightline.index import ann, segments, writer
 from sightline.index.base import Index, Item
+from sightline.index.calibrate import recalls
 from sightline.index.local import LocalIndex
 from sightline.index.writer import Limits
 
@@ -59,7 +62,7 @@ def test_info_says_how_it_searches_and_how_well(path: Path) -> None:
     with open_index(path, read_only=True) as index:
         about = index.info()
     [segment] = about.segments
-    assert (about.rows, about.log_rows, segment.rows, segment.kind) == (1_050, 50, 1_000, "hnsw-sq8")
+    assert (about.rows, about.log_rows, segment.rows, segment.kind) == (1_050, 50, 1_000, "hnsw-int8")
     assert segment.parameter is not None
     assert 0.95 <= segment.recall_at_10 <= about.recall_at_10 <= 1
     assert about.bytes_on_disk == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -84,8 +87,35 @@ def test_a_lost_search_structure_costs_time_only(path: Path, harm: str) -> None:
         assert "faiss" in index.verify()[0]
         index.seal()
         assert index.verify() == []
-        assert "hnsw-sq8" in {segment.kind for segment in index.info().segments}
+        assert "hnsw-int8" in {segment.kind for segment in index.info().segments}
         assert index.info().notes == ()
+
+
+def test_a_graph_of_before_answers_and_is_calibrated_for_filters_when_sealed(path: Path) -> None:
+    _, queries = pictures(20, seed=5)
+    with open_index(path) as index:
+        truth = index.search(queries, 5, exact=True).rows
+        [row] = index._reader.segments()
+        vectors = np.load(only(path, "*.vectors.npy"))
+        graph = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, 32)
+        graph.train(vectors)
+        graph.add(vectors)
+        sha256 = ann.write(ann.Ann(ann.HNSW_BEFORE, len(vectors), ann.Effort(64, 0.0, 0), graph), only(path, "*.faiss"))
+        before = {"ann_kind": "hnsw-sq8", "ann_sha256": sha256, "parameter": 64, "growth": None, "depth": None, "recall_filtered": None}
+        with index._writable().writing("a test"):
+            index._writable().publish(replace(row, **before))
+        about = index.info()
+        assert about.recall_filtered is None
+        assert "with a filter was not measured" in about.notes[0]
+        asked = Index.open(path, limits=Limits(ann_rows=500, exact_rows=20, walk_cost=0), read_only=True)
+        found = asked.search(queries, 5)
+        assert "approximate" in found.how[0]
+        assert recalls(found.rows, truth).mean() >= 0.97
+        asked.close()
+        index.seal()
+        assert index.info().recall_filtered is not None
+        assert index.info().notes == ()
+        assert index._reader.segments()[0].ann_sha256 == sha256, "calibrated again, not built again"
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated", "zeros", "flipped", "ids"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.index.ann import HNSW, IVF, LADDER, MEASURED_RANK, Ann, Effort
+from sightline.index.ann import HNSW, HNSW_BEFORE, IVF, LADDER, MEASURED_RANK, Ann, Effort
 from sightline.index.scan import exact_top
 
 TARGET_RECALL = 0.99
@@ -26,8 +26,10 @@ LAST_FIFTH = 0.8
 """Of the ranks down to each of ``RANKS`` the last fifth is measured: a walk finds the closest first, and a filter may leave just these."""
 
 NUM_DEEP_QUERIES = 256
+_GRAPH_GROWTHS = (1 / 64, 1 / 48, 1 / 32, 1 / 24, 1 / 16, 1 / 12, 1 / 8)
 GROWTHS = {
-    HNSW: (1 / 64, 1 / 48, 1 / 32, 1 / 24, 1 / 16, 1 / 12, 1 / 8),
+    HNSW: _GRAPH_GROWTHS,
+    HNSW_BEFORE: _GRAPH_GROWTHS,
     IVF: (1 / 1_024, 1 / 512, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16),
 }
 """How much more effort each rank below the tenth may take, as a share of what the tenth takes."""

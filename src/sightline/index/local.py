@@ -29,7 +29,8 @@ from sightline.index.store import SegmentRow, Store, create, explained
 from sightline.index.writer import Limits, WriterLock
 
 MAX_K = 10_000
-REMEMBERED_FILTERS = 16
+FEWEST_REMEMBERED, REMEMBERED_BYTES = 16, 1 << 24
+"""Filters whose rows are remembered, a byte a row: those asked last, so many of them or so much."""
 
 
 class LocalIndex(Index):
@@ -285,8 +286,9 @@ class LocalIndex(Index):
                 with self._reader.reading():
                     chosen = None if where is None else matching(self._reader, where)
                 self._allowed[where] = plan.allow(now, chosen, self._reader.bits)
-                if len(self._allowed) > REMEMBERED_FILTERS:
+                while len(self._allowed) > max(FEWEST_REMEMBERED, REMEMBERED_BYTES // max(1, now.num_rows)):
                     self._allowed.popitem(last=False)
+            self._allowed.move_to_end(where)
             return now, self._allowed[where]
 
     def _ann_of(self, segment: Segment) -> ann.Ann | None:

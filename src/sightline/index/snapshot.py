@@ -32,6 +32,11 @@ class Snapshot:
     dead_seen: int
     log: Log | None = None
 
+    @property
+    def num_rows(self) -> int:
+        """The rows of its segments, dead ones too."""
+        return sum(segment.row.rows for segment in self.segments)
+
     def vectors(self, ids: IntArray) -> tuple[IntArray, FloatArray]:
         """Return those of ``ids`` (ascending) that are here ``[M]``, ascending, and their vectors ``[M, D]``."""
         assert self.log is not None

@@ -39,7 +39,7 @@ class Limits:
     ann_rows: int = 20_000
     """From here on a segment gets a search structure; below, exact search takes a few milliseconds."""
     ivf_rows: int = 3_000_000
-    """From here on that structure is IVF-RaBitQ (an eighth of the memory) instead of HNSW-SQ8."""
+    """From here on that structure is IVF-RaBitQ (an eighth of the memory) instead of a graph over bytes."""
     exact_rows: int = 5_000
     """A filter that leaves no more rows than this in a segment is answered exactly."""
     dead_share: float = 0.25
