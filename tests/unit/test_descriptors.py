@@ -149,6 +149,14 @@ def test_rescaling_rounds_to_whole_patches() -> None:
     assert rescale(images, 0.01, 16).shape[-2:] == (16, 16)
 
 
+def test_rescaling_is_bilinear_between_pixel_centres_without_antialiasing() -> None:
+    ramp = torch.arange(8.0).expand(1, 3, 8, 8)
+    for found in (rescale(ramp, 0.5), rescale(ramp, 0.5, 4)):  # of pixels 0 and 1, 2 and 3, ... the middle
+        torch.testing.assert_close(found[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
+    for found in (rescale(ramp, 0.25), rescale(ramp, 0.25, 2)):  # and of pixels 1 and 2, 5 and 6 alone
+        torch.testing.assert_close(found[0, 0, 0], torch.tensor([1.5, 5.5]))
+
+
 def test_power_mean_by_hand() -> None:
     vectors = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
     assert power_mean(vectors, 1).tolist() == [[2.0, 3.0]]

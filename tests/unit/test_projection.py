@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from sightline.nn import projection
-from sightline.nn.projection import GlobalBatchNorm, GlobalMapNorm
+from sightline.nn.class_attention import ClassAttention
+from sightline.nn.projection import GlobalBatchNorm, GlobalMapNorm, PrototypeHead
 
 
 @pytest.fixture
@@ -50,6 +51,24 @@ def test_maps_are_normalised_over_the_places_of_all_processes() -> None:
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.eval()(given), plain.eval()(given), rtol=1e-5, atol=1e-5)
+
+
+def test_what_learns_begins_near_nothing_and_prototypes_keep_their_length() -> None:
+    torch.manual_seed(0)
+    for module in (PrototypeHead(200, 300, hidden=250, bottleneck=100), ClassAttention(192, 3)):
+        for name, value in module.named_parameters():
+            if name.endswith("bias"):
+                assert not value.any(), name
+            elif value.ndim == 2 and value.numel() > 10_000 and "last_layer" not in name:
+                assert 0.018 < value.std().item() < 0.022, name
+    head = PrototypeHead(20, 30, hidden=25, bottleneck=10)
+    gains = head.last_layer.parametrizations.weight.original0
+    assert not gains.requires_grad
+    assert PrototypeHead(20, 30, hidden=25, bottleneck=10, learn_gains=True).last_layer.parametrizations.weight.original0.requires_grad
+    torch.testing.assert_close(head.last_layer.weight.norm(dim=1), torch.ones(30))
+    x = rows(4, 20)
+    torch.testing.assert_close(head(x, 0.5), head(x) / 0.5)
+    assert not any(isinstance(layer, nn.BatchNorm1d) for layer in head.mlp)
 
 
 def test_one_process_is_torchs_own() -> None:

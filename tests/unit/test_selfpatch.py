@@ -259,6 +259,10 @@ def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> Non
         resumed.look(same, 14)
 
 
+def test_a_watch_looks_at_the_first_step_and_at_those_that_are_logged() -> None:
+    assert [step for step in range(25) if Watch(0, 10).is_due(step)] == [0, 9, 19]
+
+
 def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
     watch, apart = Watch(0, 1), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     for step in range(PATIENCE - 1):
