@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_a_file_with_one_value_that_is_no_number_is_refused_by_its_name(name: st
     for file in ("w.safetensors", "w.pth"):
         with pytest.raises(ModelError, match=rf"holds NaN or infinity in {name} \(1 of "):
             Encoder(replace(TINY, weights=str(tmp_path / file)), ImageSpec(image_px=32))
+
+
+def test_a_download_with_nan_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = timm.create_model
+
+    def downloaded(name: str, *, pretrained: bool, **given: Any) -> Any:
+        net = plain(name, **given)
+        net.norm.bias.data[1] = NAN
+        return net
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    with pytest.raises(ModelError, match=r"the hub's vit_tiny_patch16_224' holds NaN or infinity in norm\.bias"):
+        Encoder(replace(TINY, weights="hub"), ImageSpec(image_px=32))
+    Encoder(replace(TINY, weights="random"), ImageSpec(image_px=32))  # nothing was downloaded
 
 
 def test_statistics_of_a_batch_norm_are_looked_at_too_and_heads_that_are_left_out_are_not(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
+from sightline.cli.main import main
 from sightline.data.transforms import eval_transform
 from sightline.errors import ModelError
 from sightline.nn import model_folder
@@ -145,3 +146,22 @@ def test_a_file_whose_name_speaks_of_other_weights_of_the_backbone_is_told_and_t
     assert resolved(ImageSpec.of_backbone(), replace(model, backbone=advised)).mean == IMAGENET_MEAN
     resolved(ImageSpec.of_backbone(), replace(model, weights="my_own.pth"))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("ending", ["pth", "bin"])
+def test_a_whole_run_of_dino_is_given_imagenets_colours_whatever_the_backbone_is_called(ending: str, tmp_path: Path) -> None:
+    model = ModelSpec(backbone="vit_small_patch16_224", weights=str(tmp_path / f"checkpoint.{ending}"))
+    torch.save({"student": {"backbone.a": torch.zeros(1)}, "teacher": {"backbone.a": torch.zeros(1)}, "epoch": 3}, model.weights)
+    assert resolved(ImageSpec.of_backbone(), model).mean == IMAGENET_MEAN
+    torch.save({"backbone.a": torch.zeros(1)}, model.weights)
+    assert resolved(ImageSpec.of_backbone(), model).mean == HALF
+
+
+def test_the_shell_prints_how_images_enter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    words = ["train", "irt/folder", "--data", str(tmp_path / "empty"), "--out", str(tmp_path / "run"), "--set", "weights=random"]
+    assert main([*words, "backbone=vit_small_patch16_224", "mean=backbone", "std=0.1,0.2,0.3"]) == 2
+    assert (
+        "images enter at 224 x 224 px after the short side at 256 (bicubic), mean 0.485 0.456 0.406, std 0.1 0.2 0.3"
+        in capsys.readouterr().err
+    )

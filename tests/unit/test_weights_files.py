@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torchvision.models.vision_transformer import VisionTransformer
 
 import sightline
+from sightline import runtime
 from sightline.cli.main import main
 from sightline.errors import ModelError, UsageError
 from sightline.nn import model_folder, sources, which_backbone
@@ -183,6 +184,13 @@ def test_settings_of_a_folder_and_of_a_file_that_is_not_there_are_refused(tmp_pa
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(ModelError, match=r"is no weights file: one ends in .safetensors"):
         sightline.load(tmp_path / "notes.txt")
+
+
+def test_a_model_goes_where_the_commands_put_it_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "device", lambda name="auto": torch.device("meta" if name == "auto" else name))
+    name = f"random:{VIT}@32,backbone_args.depth=1"
+    assert sightline.load(name).device.type == "meta"
+    assert sightline.load(name, device="cpu").device.type == "cpu"
 
 
 # --- wrappers -------------------------------------------------------------------------------------------------------------------
