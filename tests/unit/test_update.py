@@ -215,6 +215,18 @@ def test_a_renamed_folder_is_known_by_its_content(world: World) -> None:
     assert world.notes == []
 
 
+def test_what_was_said_of_the_former_path_is_not_said_of_the_new_one(world: World) -> None:
+    world.put("photos/cup/a.png", "photos/cup/b.png")
+    world.manifest("path,price\nphotos/cup/a.png,3\n")
+    world.bring("photos")
+    world.bring("m.csv")
+    (world.folder / "photos/cup").rename(world.folder / "flat")
+    assert world.bring("flat") == {"moved": 2}
+    assert [dict(item.metadata) for item in world.items().values()] == [{}, {}]
+    with Index.open(world.store, read_only=True) as index:
+        assert [source.place for source in index.sources()] == [f"{world.folder}/flat"]
+
+
 def test_boxes_move_with_their_picture(world: World) -> None:
     world.put("one/a.png")
     rows = "path,label,box\na.png,l,0 0 10 10\na.png,m,8 8 30 20\n"
@@ -570,6 +582,16 @@ def test_an_index_of_before_follows_a_renamed_folder_and_loses_its_doubles(world
     (world.folder / "photos").rename(world.folder / "pictures")
     assert world.bring("pictures") == {"moved": 2}
     assert world.paths() == ["pictures/a.png", "pictures/b.png"]
+
+
+def test_an_index_of_before_guesses_nothing_where_files_have_one_name_size_and_time(world: World) -> None:
+    for name in ("photos/x/a.bmp", "photos/y/a.bmp", "photos/y/b.bmp"):
+        os.utime(world.put(name), ns=(7, 7))
+    world.bring("photos")
+    made_before(world, last_id=3)
+    (world.folder / "photos").rename(world.folder / "pictures")
+    assert world.bring("pictures") == {"added": 2, "moved": 1, "embedded": 2}
+    assert "pictures/y/b.bmp" in world.paths()
 
 
 def test_an_index_of_before_that_held_the_last_box_gets_them_all(world: World) -> None:

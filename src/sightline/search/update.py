@@ -20,6 +20,7 @@ from sightline.index.patches import PatchIndex
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search.embed import BATCH_SIZE, embed_stream
+from sightline.search.former import mark_of, same_content, settle
 from sightline.search.listing import Listed, Listing, facts, unused_columns
 from sightline.search.patches import patch_stream
 from sightline.search.presence import is_away
@@ -71,7 +72,7 @@ def update_index(
         DataError: the index would stay empty because not one file could be read.
     """
     listing = Listing(source or records.root, records, bad_files)
-    doubles = _settle(index, listing)
+    doubles = settle(index, listing)
     plan = _Plan(index, listing, bad_files)
     moved = _move(index, listing, plan)
     gone, kept, replaced = plan.left() if prune else ([], [], plan.left()[2])
@@ -125,13 +126,16 @@ class _Plan:
         if self.rewrite:
             self.index.update(list(self.rewrite), list(self.rewrite.values()))
 
-    def item(self, listed: Listed, have: Known | None, *, hashed: bool = False) -> Item:
-        """Return the item of a row with what all its sources and Python say of it; ``hashed`` reads the file for its hash."""
+    def item(self, listed: Listed, have: Known | None, *, hashed: bool = False, moved: bool = False) -> Item:
+        """Return the item of a row with what all its sources and Python say of it; ``hashed`` reads the file for its hash.
+
+        Where it has ``moved``, what others said was said of another path.
+        """
         sha256 = self.listing.sha256(listed.key[0]) if hashed else None if have is None else have.content_sha256
         own = facts(self.listing.records, listed.row)
         if have is None:
             return self.listing.item(listed, own, sha256=sha256)
-        item = self.listing.item(listed, self.told.merged(have.id, own), sha256=sha256)
+        item = self.listing.item(listed, own if moved else self.told.merged(have.id, own), sha256=sha256)
         if item.digest == have.digest:
             return item
         metadata = {**self.told.kept(have.id, self.index.get(have.id).metadata), **item.metadata}
@@ -185,41 +189,6 @@ class _Plan:
 # --- what is known under other names ----------------------------------------------------------------------------------------------
 
 
-def _settle(index: Index, listing: Listing) -> int:
-    """Bring what an index held before it kept real paths and sources under them, and return how many items were there twice.
-
-    A folder takes over what lies below it, a manifest the pictures that it names.
-    """
-    before = next((source for source in index.sources() if source.place == BEFORE), None)
-    if before is None:
-        return 0
-    known = index.known()
-    key_of = {have.id: key for key, have in known.items()}
-    doubles: list[int] = []
-    moved: dict[int, Item] = {}
-    taken: dict[int, Brought] = {}
-    for id in sorted(before.brought):
-        path, box = key_of[id]
-        real = real_path(path)
-        if real != path and os.path.lexists(path):
-            if (real, box) in known:
-                doubles.append(id)
-                continue
-            known[real, box] = known.pop((path, box))
-            moved[id] = replace(index.get(id), path=real)
-        inside = real.startswith(listing.root.rstrip("/") + "/")
-        if real in listing.paths or (inside and os.path.isdir(listing.place)):
-            taken[id] = Brought(os.path.relpath(real, listing.root), facts=before.brought[id].facts)
-    if moved:
-        index.update(list(moved), list(moved.values()))
-    if doubles:
-        index.remove(ids=doubles)
-    if taken:
-        index.claim(listing.place, listing.root, taken)
-        index.disclaim(list(taken), BEFORE)
-    return len(doubles)
-
-
 def _move(index: Index, listing: Listing, plan: _Plan) -> dict[Key, str]:
     """Give items whose file is gone the path where a new row has the same content, and return the former path of each new key."""
     new = [listed for listed in plan.embed if listed.key not in plan.known and listed.state is not None]
@@ -230,16 +199,16 @@ def _move(index: Index, listing: Listing, plan: _Plan) -> dict[Key, str]:
             lost[have.size_bytes, box].append((path, have))
     if not lost:
         return {}
-    marks = Counter(_mark(*listed.key, listed.state.size_bytes, listed.state.mtime_ns) for listed in new if listed.state is not None)
+    marks = Counter(mark_of(*listed.key, listed.state.size_bytes, listed.state.mtime_ns) for listed in new if listed.state is not None)
     moved: dict[Key, str] = {}
     items: dict[int, Item] = {}
     for listed in new:
         assert listed.state is not None
         candidates = lost[listed.state.size_bytes, listed.key[1]]
-        found = _same_content(listing, listed, candidates, marks)
+        found = same_content(listing, listed, candidates, marks)
         if found is not None:
             candidates.remove(found)
-            moved[listed.key], items[found[1].id] = found[0], plan.item(listed, found[1], hashed=True)
+            moved[listed.key], items[found[1].id] = found[0], plan.item(listed, found[1], hashed=True, moved=True)
     if items:
         index.update(list(items), list(items.values()))
         index.disclaim(list(items))
@@ -247,28 +216,6 @@ def _move(index: Index, listing: Listing, plan: _Plan) -> dict[Key, str]:
             former = plan.known.pop((moved[key], key[1]))
             plan.known[key] = Known(id, item.size_bytes, item.mtime_ns, item.content_sha256, former.digest)
     return moved
-
-
-def _same_content(
-    listing: Listing, listed: Listed, candidates: Sequence[tuple[str, Known]], marks: Counter[tuple[object, ...]]
-) -> tuple[str, Known] | None:
-    assert listed.state is not None
-    name = os.path.basename(listed.key[0])
-    hashed = [one for one in candidates if one[1].content_sha256 is not None and one[1].content_sha256 == listing.sha256(listed.key[0])]
-    if hashed:
-        return next((one for one in hashed if os.path.basename(one[0]) == name), hashed[0])
-    # What an index held before it kept hashes is known again by name, size and time to the nanosecond, where only one file has these.
-    mark = _mark(*listed.key, listed.state.size_bytes, listed.state.mtime_ns)
-    marked = [
-        one
-        for one in candidates
-        if one[1].content_sha256 is None and _mark(one[0], listed.key[1], one[1].size_bytes, one[1].mtime_ns) == mark
-    ]
-    return marked[0] if len(marked) == 1 and marks[mark] == 1 else None
-
-
-def _mark(path: str, box: Box | None, size_bytes: int | None, mtime_ns: int | None) -> tuple[object, ...]:
-    return os.path.basename(path), box, size_bytes, mtime_ns
 
 
 def _claim(index: Index, listing: Listing, plan: _Plan, yielded: dict[Key, int], removed: set[int]) -> None:
