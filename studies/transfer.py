@@ -6,7 +6,7 @@
 
 The ViT paper's section 4 at the size of two cores: so many images of a class are learnt from (more where there are few classes) and half as
 many tested on, drawn by the seed and written as manifests into OUT. Rows are ``sightline probe``'s: k-NN and a linear probe on descriptors,
-and ``classify/finetune-small`` from the same weights; beside them the same network untrained. What is there is not measured again, so a study
+and ``classify/finetune-small`` from the same weights; beside the frozen rows the same network untrained. What is there is not measured again, so a study
 goes on where it stopped.
 """
 
@@ -63,6 +63,8 @@ def run_all(options: argparse.Namespace) -> None:
                 f"{name}, untrained": f"random:{backbone}@{options.px}",
             }
             for label, source in sources.items():
+                if kind == "finetune" and label.endswith("untrained") and not options.untrained_too:
+                    continue
                 for one in data:
                     key = f"{label} | {kind} | {one.stem}"
                     if key in found:
@@ -117,6 +119,7 @@ def main() -> None:
     running.add_argument("--px", type=int, default=98)
     running.add_argument("--steps", type=int, default=30, help="of fine-tuning, batches of 32")
     running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--untrained-too", action="store_true", help="fine-tune the untrained networks too")
     options = parser.parse_args()
     if options.kind == "table":
         print(table(options.out))
