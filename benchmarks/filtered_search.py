@@ -39,7 +39,7 @@ from sightline.index.base import Index, Item
 from sightline.index.writer import Limits
 
 NUM_CLASSES, NUM_TAGS, NUM_PLACES, AROUND = 40, 10_000, 4, 50
-NUM_QUERIES, NUM_TIMED = 200, 50
+NUM_QUERIES, NUM_TIMED = 1_000, 50
 KS = (1, 10, 100)
 WANTED = 0.99
 EFFORTS = (64, 128, 256, 512, 1024)
@@ -162,10 +162,11 @@ def filters(data: Set) -> Iterator[tuple[str, list[Ask]]]:
 
 def truth(ask: Ask, k: int) -> np.ndarray:
     rows = np.flatnonzero(ask.mask)
-    similarity = ask.similarity[:, rows]
     k = min(k, len(rows))
-    first = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    found: np.ndarray = rows[first]
+    first = []
+    for start in range(0, len(ask.queries), 100):
+        first.append(np.argpartition(-ask.similarity[start : start + 100, rows], k - 1, axis=1)[:, :k])
+    found: np.ndarray = rows[np.concatenate(first)]
     return found
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from sightline.index import scan
-from sightline.index.calibrate import NUM_QUERIES, held_out_queries, recalls
+from sightline.index.calibrate import NUM_QUERIES, calibrate, held_out_queries, recalls
+from sightline.index.plan import first_rank
 
 
 def unit(num: int, dim: int, seed: int) -> np.ndarray:
@@ -57,3 +58,27 @@ def test_held_out_queries_are_new_unit_vectors() -> None:
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     assert scan.exact_top(queries, vectors, 1)[1].max() < 1 - 1e-4
     assert np.array_equal(queries, held_out_queries(vectors, seed=1))
+
+
+class Blind:
+    """A search structure that finds every fifth of the closest only, whatever the effort."""
+
+    kind = "ivf-rabitq"
+
+    def top(self, queries: np.ndarray, vectors: np.ndarray, k: int, *, parameter: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        rows, similarity = scan.exact_top(queries, vectors, k)
+        return np.where(np.arange(k) % 5 == 0, rows, -1), similarity
+
+
+def test_a_structure_that_never_reaches_its_recall_is_not_asked() -> None:
+    found = calibrate(Blind(), unit(400, 8, 0), seed=1)  # type: ignore[arg-type]
+    assert (found.effort.depth, found.recall_at_10, found.recall_filtered) == (0, 1.0, 1.0)
+
+
+def test_first_rank_leaves_room_for_chance() -> None:
+    assert first_rank(1, 100, 100) == 10, "where recall itself was measured"
+    assert first_rank(40, 100, 100) == 40
+    assert first_rank(10, 500, 1_000) == 34  # (10 + 3 sqrt(10 / 2)) * 2
+    random = np.random.default_rng(0)
+    within = [(random.random(34) < 0.5).sum() >= 10 for _ in range(2_000)]
+    assert np.mean(within) > 0.99

@@ -138,6 +138,8 @@ def _describe(about: IndexInfo) -> str:
         how = (
             "searched exactly"
             if segment.parameter is None
+            else f"searched exactly, since {segment.kind} does not reach a recall of 0.99 here ({segment.calibrated})"
+            if segment.depth == 0
             else f"{segment.kind} at {segment.parameter}, recall@10 {segment.recall_at_10:.4f} without a filter"
             f"{_filtered(segment.recall_filtered)} ({segment.calibrated})"
         )
