@@ -73,6 +73,12 @@ class ImageSpec:
         """The length in pixels that the short side (or both sides) is resized to."""
         return self.resize_px or round(self.image_px / 0.875)
 
+    def at(self, image_px: int) -> ImageSpec:
+        """Return the settings for images of another side, of which the crop keeps the same share."""
+        return dataclasses.replace(
+            self, image_px=image_px, resize_px=self.resize_px and max(image_px, round(image_px * self.resize_px / self.image_px))
+        )
+
     @property
     def mean_colour(self) -> tuple[int, ...]:
         """The mean as levels of 0 to 255, for what lies outside an image."""

@@ -86,6 +86,12 @@ def test_settings_go_back_to_the_backbone_by_name() -> None:
     assert from_plain(Recipe, to_plain(changed)) == changed
 
 
+def test_another_side_keeps_the_share_of_the_crop() -> None:
+    assert ImageSpec(image_px=224, resize_px=248).at(112) == ImageSpec(image_px=112, resize_px=124)
+    assert ImageSpec(image_px=224, resize="square", resize_px=224).at(64).resized_px == 64
+    assert ImageSpec(image_px=224).at(64) == ImageSpec(image_px=64)
+
+
 def test_a_start_from_random_weights_is_given_images_as_before() -> None:
     image = resolved(ImageSpec.of_backbone(image_px=64), ModelSpec(backbone="vit_small_patch16_224", weights="random"))
     assert image == ImageSpec(image_px=64)

@@ -289,7 +289,7 @@ def _fine_tune(
         recipe = replace(
             recipe,
             model=replace(encoder.model, weights=str(weights), projection=0, pca=0, whiten="none", scales=(1.0,), scale_p=1.0),
-            image=replace(encoder.image, image_px=tuning.image_px, resize_px=0) if tuning.image_px else encoder.image,
+            image=encoder.image.at(tuning.image_px) if tuning.image_px else encoder.image,
         )
         trained = training.train(recipe, replace(parts.training, splits=None), run, device=str(encoder.device))
         if (run / "bad_files.jsonl").exists():
