@@ -86,6 +86,19 @@ def runs(vit: Path, photos: Path) -> list[Path]:
     return made
 
 
+def test_a_probe_takes_the_last_folder_where_it_is_told_to(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in range(4):
+        for number in range(2):
+            paint(tmp_path / f"alphabet{label % 2}" / f"character{label}", label, number)
+    asked = ["probe", str(vit), "--data", str(tmp_path), "--kind", "knn", "--json"]
+    assert main(asked) == 0
+    told = capsys.readouterr()
+    assert "add --dataset last-folder" in told.err
+    assert json.loads(told.out)["datasets"][0]["num_classes"] == 2
+    assert main([*asked, "--dataset", "last-folder"]) == 0
+    assert json.loads(capsys.readouterr().out)["datasets"][0]["num_classes"] == 4
+
+
 def test_a_run_tells_what_it_cost(runs: list[Path]) -> None:
     whole, half = (json.loads((run / "run.json").read_text()) for run in (runs[0], runs[2]))
     assert (whole["family"], json.loads((runs[3] / "run.json").read_text())["family"]) == ("vit", "resnet")

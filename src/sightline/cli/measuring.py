@@ -91,6 +91,7 @@ def evaluate(
 def probe(
     model: Model,
     data: Annotated[list[Path], typer.Option("--data", "--images", help="class folders or a manifest; repeat for the mean over several")],
+    dataset: Dataset = "auto",
     kind: Annotated[
         Literal["knn", "linear", "fewshot", "all", "finetune"], typer.Option(help="which classifiers to fit, or to train the whole model")
     ] = "all",
@@ -116,6 +117,7 @@ def probe(
     found = transferring.transfer(
         model,
         data,
+        dataset=dataset,
         kinds=transferring.FROZEN if kind == "all" else (kind,),
         tuning=transferring.FineTuning(steps=steps, image_px=image_px),
         seed=seed,

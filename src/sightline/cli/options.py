@@ -18,7 +18,12 @@ PrecisionOption = Annotated[
 Model = Annotated[str, typer.Argument(help="a model or run folder, a weights file, timm:NAME, random:NAME, or a hub id")]
 Backbone = Annotated[str, typer.Option("--backbone", help="the timm network of a weights file that does not tell, NAME or NAME@PX")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
-Dataset = Annotated[str, typer.Option("--dataset", help="auto (class folders or a manifest), cub, sop, inshop")]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        "--dataset", help="auto (class folders or a manifest), first-folder or last-folder (which is the class), cub, sop, inshop"
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify/--no-verify", help="check a named data set's official counts; a subset needs --no-verify")]
 
 

@@ -125,6 +125,7 @@ def transfer(
     model: str,
     data: Sequence[str | Path],
     *,
+    dataset: str = "auto",
     kinds: Sequence[Kind] = FROZEN,
     tuning: FineTuning = FineTuning(),
     seed: int = 0,
@@ -136,14 +137,15 @@ def transfer(
 
     The kind ``finetune`` trains a copy of it with a linear layer on each data set, as ``tuning`` says.
 
-    Each is divided by its own splits: train (with val) and test, or train and val; without splits by ``seed``, class by class.
+    ``dataset`` is how all of them are read: a name of the catalog, or auto. Each is divided by its own splits: train (with val) and test, or
+    train and val; without splits by ``seed``, class by class.
     ``report`` is a folder to write ``metrics.json`` into.
 
     Raises:
         DataError, UsageError: the model or data cannot be read, or the parts do not show the same classes.
     """
     bad_files = BadFiles()
-    read = [(str(source), divide(read_data(source, bad_files, require_labels=True), seed)) for source in data]
+    read = [(str(source), divide(read_data(source, bad_files, dataset=dataset, require_labels=True), seed)) for source in data]
     encoder = model_folder.load(model, device=runtime.device(device))
     probed = tuple(_probe(encoder, *one, kinds, tuning, seed, precision, bad_files, number) for number, one in enumerate(read))
     num_images = sum(len(parts.training) + len(parts.test) for _, parts in read)
