@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sightline.errors import SightlineError, UsageError
 from sightline.nn import export
@@ -54,6 +57,25 @@ def test_export_agrees_with_the_original_at_any_batch_size(encoder: Encoder, tmp
     assert facts["image_px"] == "32"
     assert json.loads(facts["mean"]) == [0.4, 0.5, 0.6]
     assert len(facts["fingerprint"]) == 16
+
+
+@pytest.mark.parametrize("resize", ["short", "square"])
+def test_the_lines_of_the_documentation_feed_the_file_rightly(resize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    encoder = Encoder(TINY, ImageSpec(image_px=64, resize=resize, mean=(0.4, 0.5, 0.6))).eval()  # type: ignore[arg-type]
+    export_onnx(encoder, tmp_path / "mine.onnx", images=torch.randn(2, 3, 64, 64))
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```py\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for number, size in enumerate(((211, 140), (97, 260), (90, 90))):
+        small = np.random.default_rng(number).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save("a.jpg", quality=95, exif=exif)
+        names: dict[str, Any] = {}
+        exec(compile(lines, "docs/training.md", "exec"), names)
+        assert float(names["vector"] @ encoder.embed("a.jpg", precision="fp32")[0]) > 0.999
 
 
 def test_a_missing_extra_is_one_line_that_says_what_to_install(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from sightline.contracts import FloatArray, IntArray
 from sightline.data.instances import open_annotated, packed, unpacked
@@ -18,7 +18,7 @@ from sightline.html import Picture
 
 LEAST_SCORE = 0.5
 SHOWN_PX = 640
-NAMED_BOXES = 40
+NAMED_BOXES, NAME_PX = 40, 16
 NAMES_IN_A_NOTE = 4
 
 
@@ -73,12 +73,14 @@ def _draw(
     for box, label in zip(boxes, labels, strict=True):
         pen.rectangle(_scaled(box, across, down), outline=colours[label - 1], width=3)
     if len(names) <= NAMED_BOXES:  # more would cover what they name: the legend has the colours
+        font = ImageFont.load_default(NAME_PX)
         for box, label, name in zip(boxes, labels, names, strict=True):
             left, top, *_ = _scaled(box, across, down)
             text = name.encode("latin-1", "replace").decode("latin-1")[:24]  # what the built-in font has
-            extent = pen.textbbox((left + 3, max(0, top - 15)), text)
+            start = left + 3, max(0.0, top - NAME_PX - 4)
+            extent = pen.textbbox(start, text, font=font)
             pen.rectangle((extent[0] - 3, extent[1] - 1, extent[2] + 3, extent[3] + 2), fill=colours[label - 1])
-            pen.text((left + 3, max(0, top - 15)), text, fill="white" if sum(colours[label - 1]) < 400 else "black")
+            pen.text(start, text, font=font, fill="white" if sum(colours[label - 1]) < 400 else "black")
     return drawn
 
 
