@@ -52,11 +52,8 @@ def train(
     else:
         raise UsageError("which recipe? for example: sightline train irt/folder --data photos/ --out runs/mine (see sightline recipes)")
     done = run_folder.goes_on_from(source, chosen) if source is not None and not resume else 0
-    chosen = training.resolved(chosen)
-    if runtime.ranks().is_main:
-        note(f"images enter at {chosen.image}")
-        if done:
-            note(f"going on after step {done} of the run in {source}")
+    if runtime.ranks().is_main and done:
+        note(f"going on after step {done} of the run in {source}")
     trained = training.train(chosen, data, out, device=device, resume=resume, after=source if done else None, command=command_line())
     progress = trained.progress
     if runtime.ranks().is_main:

@@ -147,6 +147,7 @@ def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Ma
         model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise explain_os_error(error, f"writing the run folder '{run}'") from error
+    log.warning("images enter at %s", recipe.image)
 
 
 def note_compute(run: Path, recipe: Recipe, progress: Progress) -> None:
