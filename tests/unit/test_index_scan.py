@@ -78,6 +78,7 @@ def test_a_structure_that_never_reaches_its_recall_is_not_asked() -> None:
 def test_first_rank_leaves_room_for_chance() -> None:
     assert first_rank(1, 100, 100) == 10, "where recall itself was measured"
     assert first_rank(40, 100, 100) == 40
+    assert first_rank(1, 99, 100) == 30, "under a filter, where the ranks themselves were measured"
     assert first_rank(10, 500, 1_000) == 34  # (10 + 3 sqrt(10 / 2)) * 2
     random = np.random.default_rng(0)
     within = [(random.random(34) < 0.5).sum() >= 10 for _ in range(2_000)]

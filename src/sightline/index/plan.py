@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray, Ranking
-from sightline.index.ann import MEASURED_RANK, Ann
+from sightline.index.ann import FILTERED_RANK, MEASURED_RANK, Ann
 from sightline.index.scan import exact_top, merge
 from sightline.index.segments import Segment, damaged
 from sightline.index.snapshot import Log, Snapshot
@@ -132,9 +132,11 @@ def _allowed_first(found: tuple[IntArray, FloatArray], mask: BoolArray, k: int) 
 def first_rank(k: int, num: int, num_rows: int) -> int:
     """Return the rank among all rows within which the ``k`` closest of ``num`` allowed ones lie, if the filter is independent of the query.
 
-    It is never less than where recall itself was measured.
+    It is never less than where recall was measured, under a filter at the deeper ranks themselves.
     """
-    return max(MEASURED_RANK, math.ceil((k + SPREAD * math.sqrt(k * (1 - num / num_rows))) * num_rows / num))
+    return max(
+        MEASURED_RANK if num == num_rows else FILTERED_RANK, math.ceil((k + SPREAD * math.sqrt(k * (1 - num / num_rows))) * num_rows / num)
+    )
 
 
 def is_worth_asking(ann: Ann, rank: int, num: int, num_queries: int, limits: Limits, step: int) -> bool:
