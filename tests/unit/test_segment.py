@@ -218,13 +218,15 @@ def test_a_linear_rate_falls_from_the_first_step_under_its_warm_up() -> None:
 
 
 def test_norms_of_maps_are_torchs_and_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = torch.randn(3, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    maps, others = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1, 1)
     mine, theirs = GlobalMapNorm(4).train(), nn.BatchNorm2d(4).train()
     assert torch.equal(mine(maps), theirs(maps))
-    monkeypatch.setattr(projection, "world_size", lambda: 2)
-    monkeypatch.setattr(projection, "sum_over_ranks", lambda value: 2 * value)  # as if the other process had the same maps
-    torch.testing.assert_close(GlobalMapNorm(4).train()(maps), nn.BatchNorm2d(4).train()(maps))
     assert torch.equal(mine.eval()(maps), theirs.eval()(maps))
+    whole = torch.cat([maps, others])
+    moments = iter([others.sum(dim=(0, 2, 3)), (others - whole.mean(dim=(0, 2, 3), keepdim=True)).square().sum(dim=(0, 2, 3))])
+    monkeypatch.setattr(projection, "world_size", lambda: 2)
+    monkeypatch.setattr(projection, "sum_over_ranks", lambda own: own + next(moments))  # what the process with the others adds
+    torch.testing.assert_close(GlobalMapNorm(4).train()(maps), nn.BatchNorm2d(4).train()(whole)[:3])
 
 
 # --- a head that is kept --------------------------------------------------------------------------------------------------------------
@@ -303,8 +305,15 @@ def test_val_chooses_where_there_is_a_test_part_and_training_images_where_there_
             (tmp_path / kind / part / "0.png").write_bytes((garden / kind / "val" / "0.png").read_bytes())
     (tmp_path / "classes.txt").write_text("rose\nsky\n")
     assert {pair.image.parent.name for pair in read_lesson(tmp_path, recipe(), BadFiles()).validation} == {"val"}
+    assert Protocol().measure(method().encoder().eval(), _renamed(tmp_path), BadFiles()).settings["part"] == "test"
     with pytest.raises(UsageError, match="dataset=cub holds no masks: take one of auto, ade20k"):
         read_lesson(garden, recipe("dataset=cub"), BadFiles())
+
+
+def _renamed(root: Path) -> Path:
+    """Return the set with its classes called as an untrained method calls them."""
+    (root / "classes.txt").write_text("0\n1\n")
+    return root
 
 
 def test_the_measure_of_training_is_the_protocols(trained: Encoder, garden: Path) -> None:
