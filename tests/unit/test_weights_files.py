@@ -163,12 +163,14 @@ def test_half_precision_is_read_and_integers_are_refused(tmp_path: Path) -> None
         ("w.pth@96,pooling=gem", "a", "file", "w.pth", ("image_px=96", "pooling=gem", "backbone=a")),
         ("x,y=1.pth,pooling=gem", "", "file", "x,y=1.pth", ("pooling=gem",)),
         ("a@96.pth", "", "file", "a@96.pth", ()),
+        ("run@96", "", "folder", "run@96", ()),
     ],
 )
 def test_a_models_name_comes_apart(
     source: str, backbone: str, kind: str, name: str, settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run@96").mkdir()
     for file in ("w.pth", "x,y=1.pth", "a@96.pth"):
         (tmp_path / file).write_bytes(b"")
     parts = sources.parse(source, backbone)
@@ -184,6 +186,12 @@ def test_settings_of_a_folder_and_of_a_file_that_is_not_there_are_refused(tmp_pa
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(ModelError, match=r"is no weights file: one ends in .safetensors"):
         sightline.load(tmp_path / "notes.txt")
+
+
+def test_a_pooling_that_is_asked_for_is_not_exchanged_for_another() -> None:
+    assert sightline.load("random:resnet10t@32", device="cpu").model.pooling == "mean"
+    with pytest.raises(ModelError, match="has no class token"):
+        sightline.load("random:resnet10t@32,pooling=cls")
 
 
 def test_a_model_goes_where_the_commands_put_it_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
