@@ -24,7 +24,7 @@ help:  ## list the targets
 
 install: .venv/.installed  ## make .venv with the locked packages (what plain make does)
 
-demo: .venv/.installed  ## train, measure, index and search real photographs, offline; names its report
+demo: .venv/.installed  ## train, measure and search real photographs; names its page
 	$(BIN)/sightline demo --out demo
 
 test: .venv/.installed  ## run the tests (TESTS=tests/unit for some, JOBS=4 for more at a time)

@@ -9,6 +9,7 @@ import pytest
 
 from sightline import catalog
 from sightline.cli.main import COMMANDS, main
+from sightline.contracts import Hits
 from sightline.recipe import as_setting, flatten
 from sightline.workflows import indexing, searching
 from sightline.workflows.training import named_recipe
@@ -72,9 +73,9 @@ def test_pictures_stand_behind_the_index_or_behind_image(capsys: pytest.CaptureF
         def __exit__(self, *error: object) -> None:
             pass
 
-        def answers(self, pictures: list[Path]) -> list[list[object]]:
+        def answers(self, pictures: list[Path]) -> list[Hits]:
             asked.append([str(picture) for picture in pictures])
-            return [[] for _ in pictures]
+            return [Hits(()) for _ in pictures]
 
         def note(self) -> str:
             return ""
