@@ -26,9 +26,8 @@ def without_collecting() -> Iterator[None]:
         yield
     finally:
         gc.freeze()  # what has been loaded stays: later collections need not walk through it
-        atexit.register(
-            gc.unfreeze
-        )  # but for the last: what it leaves alone, bindings made with nanobind (triton's) call leaked, on many lines
+        # But for the last: of what it leaves alone nanobind says, on a dozen lines, that it leaked; triton's bindings are made with it.
+        atexit.register(gc.unfreeze)
         gc.enable()
 
 
