@@ -238,6 +238,7 @@ def test_spread_and_rank_tell_a_collapse() -> None:
     apart, one = torch.randn(500, 16), torch.ones(500, 16) + 1e-4 * torch.randn(500, 16)
     assert spread(apart) == pytest.approx(1.0, abs=0.02)
     assert spread(one) < 1e-3
+    assert spread(torch.arange(16.0) + 1e-4 * torch.randn(500, 16)) < 1e-3  # all images alike, whatever its entries are
     assert feature_rank(apart) > 15
     line = torch.randn(500, 1) @ torch.randn(1, 16)
     assert feature_rank(line) == pytest.approx(1.0, abs=0.01)
@@ -257,6 +258,16 @@ def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> Non
     assert watch.found == 0
     with pytest.raises(TrainingError, match="collapsed at step 15: all images get nearly the same features"):
         resumed.look(same, 14)
+
+
+def test_a_collapse_counts_from_whatever_step_and_is_told_with_what_may_help() -> None:
+    for first in (0, 1, 2):
+        watch, same = Watch(0, 1), torch.ones(8, 4)
+        for step in range(first, first + PATIENCE - 1):
+            watch.look(same, step)
+        assert watch.found == PATIENCE - 1
+        with pytest.raises(TrainingError, match="a lower lr, a lower teacher_temp, fewer num_prototypes, more images a batch, or a larger"):
+            watch.look(same, first + PATIENCE)
 
 
 def test_a_watch_looks_at_the_first_step_and_at_those_that_are_logged() -> None:
