@@ -205,6 +205,12 @@ def test_the_best_model_is_kept_and_not_the_last(ema: float, tmp_path: Path) -> 
     assert state["progress"]["step"] == 6  # to go on from the last, not from the best
 
 
+def test_a_run_goes_on_only_where_it_is_asked_to(tmp_path: Path) -> None:
+    Loop(irt(), labelled, replace(SPEC, steps=2), tmp_path, device=CPU).run()
+    assert Loop(irt(), labelled, SPEC, tmp_path, device=CPU).progress.step == 0
+    assert Loop(irt(), labelled, SPEC, tmp_path, device=CPU, resume=True).progress.step == 2
+
+
 def crops(first: int) -> Iterator[Batch]:
     while True:
         random = torch.Generator().manual_seed(first)
