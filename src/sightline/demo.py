@@ -47,7 +47,7 @@ LEAST_CONTRAST = 12.0  # standard deviation of grey levels: a patch of empty sky
 NUM_COMPARED = 5  # queries whose answers before and after are shown
 MARK = ".sightline-demo"
 RECIPE = "irt/small"
-SETTINGS = ("image_px=48", "rotate_deg=25", "validate_every=50")
+SETTINGS = ("image_px=48", "rotate_deg=25", "validate_every=50", "koleo_weight=0.3")  # many alike identities of few views gain by KoLeo
 
 STOCK = ("tf_efficientnet_lite0", "mobilenetv2_100")
 """Pretrained networks of 19 and 9 MB that train on two cores in minutes; the first that is at hand."""
