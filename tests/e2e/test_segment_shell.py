@@ -131,6 +131,32 @@ def test_a_model_with_a_head_still_ranks_and_another_run_starts_from_its_backbon
     assert train(garden, tmp_path / "next", "steps=0", f"weights={run}", "backbone=auto", "head=upernet") == 0
 
 
+def test_a_sweep_over_masks_is_measured_by_miou_and_held_to_them(garden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = shutil.copytree(garden, tmp_path / "garden")
+    asked = [
+        "sweep",
+        "segment/small",
+        "--data",
+        str(moved),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--grid",
+        "steps=0",
+        "--set",
+        *TINY,
+    ]
+    assert main([*asked, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["table"]
+    assert 0 < row["metrics"]["miou"]["mean"] < 1
+    assert main(asked) == 0  # what is there already is kept
+    shutil.copyfile(moved / "masks" / "train" / "0.png", moved / "masks" / "train" / "9.png")
+    shutil.copyfile(moved / "images" / "train" / "0.png", moved / "images" / "train" / "9.png")
+    assert main(asked) == 2
+    assert "changed since the run in" in capsys.readouterr().err
+
+
 def test_segmentation_goes_on_exactly_where_it_stopped(
     run: Path, garden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,20 @@ def test_the_weights_of_a_model_folder_bring_its_input_along(tmp_path: Path) -> 
     reused = resolved(ImageSpec.of_backbone(), replace(model, weights=str(tmp_path / "model")))
     assert reused == image
     assert resolved(ImageSpec.of_backbone(image_px=64), replace(model, weights=str(tmp_path / "model"))).resized_px == 80
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({"size": {"height": 96, "width": 96}, "crop_size": None, "do_center_crop": None, "resample": 2}, (96, 96, "bilinear")),  # DINOv3
+        ({"size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}, "do_center_crop": True}, (56, 64, "bicubic")),  # CLIP
+    ],
+)
+def test_what_transformers_leaves_null_is_its_default(told: dict[str, Any], wanted: tuple[Any, ...], tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**told, "image_mean": HALF, "image_std": None}))
+    found = resolved(ImageSpec.of_backbone(), ModelSpec(backbone="vit_tiny_patch16_224", weights=str(tmp_path)))
+    assert (found.image_px, found.resized_px, found.interpolation) == wanted
+    assert (found.mean, found.std) == (HALF, IMAGENET_STD)
 
 
 def test_a_folder_that_tells_no_input_is_named(tmp_path: Path) -> None:

@@ -471,6 +471,18 @@ def test_bad_files_are_those_that_are_bad_now_by_absolute_path(world: World, mon
     assert not (world.store / "bad_files.jsonl").exists()
 
 
+def test_names_that_text_would_part_in_two_stay_one_line_of_the_bad_files(world: World) -> None:
+    names = [os.fsdecode(f"photos/{name}.png".encode()) for name in ("next\u0085line", "separated\u2028here")]
+    good = world.put("photos/a.png").read_bytes()
+    for name in names:
+        (world.folder / name).write_bytes(good[:60])
+    world.bring("photos")
+    world.put("other/b.png")
+    world.bring("other")
+    lines = (world.store / "bad_files.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["path"] for line in lines] == [f"{world.folder}/{name}" for name in names]
+
+
 def test_a_file_that_became_unreadable_is_counted_and_stays_as_it_was(world: World) -> None:
     good = world.put("photos/a.png", "photos/b.png").read_bytes()
     world.bring("photos")

@@ -280,6 +280,9 @@ def test_weights_over_several_files_are_read_and_a_missing_one_is_named(tmp_path
         other = network(seed=2, **TINY)
         load_weights(other, source)
         assert torch.equal(answers(other), answers(net))
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors' is not a readable safetensors file .*: get it again"):
+        load_weights(net, tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"'model-00002-of-00002\.safetensors' is missing beside"):
         load_weights(net, tmp_path)

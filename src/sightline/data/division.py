@@ -6,7 +6,7 @@ import numpy as np
 
 from sightline.contracts import BoolArray, IntArray
 from sightline.data.records import Records
-from sightline.errors import DataError
+from sightline.errors import DataError, counted
 
 
 def require_classes(records: Records, minimum: int = 2) -> None:
@@ -17,7 +17,7 @@ def require_classes(records: Records, minimum: int = 2) -> None:
     """
     if records.num_classes < minimum:
         only = f" ('{records.class_names[int(np.argmax(records.class_counts()))]}')" if records.num_classes == 1 else ""
-        found = f"{records.num_classes} class{'' if records.num_classes == 1 else 'es'}{only}"
+        found = f"{counted(records.num_classes, 'class', 'classes')}{only}"
         raise DataError(f"{records.root} has {found}, {minimum} are needed: put the images of each class into a folder of its own")
 
 
@@ -66,7 +66,7 @@ def images_to_hold_out(records: Records, fraction: float, seed: int, *, keep: in
     counts = records.class_counts()
     if counts.max() <= keep:
         raise DataError(
-            f"no class of {records.root} has more than {keep} image{'' if keep == 1 else 's'}, so none can be held out: add images, or a split to "
+            f"no class of {records.root} has more than {counted(keep, 'image')}, so none can be held out: add images, or a split to "
             "measure on (in training lower images_per_class, or keep the last model with validation=0)"
         )
     num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), np.maximum(0, counts - keep))

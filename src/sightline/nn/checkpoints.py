@@ -234,11 +234,15 @@ def _without_empty_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    return _named(_tensors_in(file), file)
+
+
+def _tensors_in(file: Path) -> dict[str, torch.Tensor]:
     try:
         held: dict[str, torch.Tensor] = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"'{file}' is not a readable safetensors file ({first_line(error)})") from error
-    return _named(held, file)
+        raise ModelError(f"'{file}' is not a readable safetensors file ({first_line(error)}): get it again") from error
+    return held
 
 
 def _read_shards(file: Path) -> dict[str, torch.Tensor]:
@@ -252,7 +256,7 @@ def _read_shards(file: Path) -> dict[str, torch.Tensor]:
             raise ModelError(
                 f"'{part.name}' is missing beside '{file}': its weights are spread over {len(names)} files, all of them are needed"
             )
-        held |= load_file(part) if part.suffix == ".safetensors" else read_torch(part)
+        held |= _tensors_in(part) if part.suffix == ".safetensors" else read_torch(part)
     return _named(held, file)
 
 

@@ -92,7 +92,7 @@ def own_input(model: ModelSpec) -> OwnInput:
         return replace(own, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     beside = config.get("pretrained_cfg")
     if isinstance(beside, dict):
-        return _of_timm(model.backbone, configured.to_dict() | {name: beside[name] for name in TOLD if name in beside})
+        return _of_timm(model.backbone, configured.to_dict() | {name: beside[name] for name in TOLD if beside.get(name) is not None})
     _tell_of_another_tag(model, configured.mean)
     return own
 
@@ -151,8 +151,12 @@ def _of_timm(name: str, told: Mapping[str, Any]) -> OwnInput:
     )
 
 
-def _of_transformers(told: Mapping[str, Any]) -> OwnInput:
-    """Return what transformers' image processors tell in ``preprocessor_config.json``: one size, or a short side and a crop within it."""
+def _of_transformers(written: Mapping[str, Any]) -> OwnInput:
+    """Return what transformers' image processors tell in ``preprocessor_config.json``: one size, or a short side and a crop within it.
+
+    The fast ones write null for what they leave to their defaults (DINOv3's ``crop_size``, SigLIP 2's ``do_center_crop``).
+    """
+    told = {name: value for name, value in written.items() if value is not None}
     size, crop = _sides(told.get("size", 224)), _sides(told.get("crop_size", told.get("size", 224)))
     kind = str(told.get("image_processor_type", told.get("feature_extractor_type", "")))
     of_number = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sightline.errors import counted
 from sightline.methods.base import Measure
 from sightline.nn.encoder import Encoder
 from sightline.nn.segmenter import Segmenter
@@ -74,7 +75,7 @@ def _limits(encoder: Encoder) -> str:
 def _measured(best: tuple[Measure, int, float], facts: Mapping[str, Any], num_steps: int) -> str:
     measure, step, value = best
     num_images, num_classes = facts["validation_images"], len(facts["validation_classes"])
-    where = f"on {_held_out(measure, facts)}: {num_images:,} images of {num_classes:,} class{'' if num_classes == 1 else 'es'}"
+    where = f"on {_held_out(measure, facts)}: {counted(num_images, 'image')} of {counted(num_classes, 'class', 'classes')}"
     name, options = {"accuracy@1": ("Accuracy", " --protocol accuracy"), "miou": ("mIoU", "")}.get(measure, ("MAP@R", ""))
     found = f"{name} **{value:.4f}** at step {step}, {where}"
     if step == 0 and num_steps:

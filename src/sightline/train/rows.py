@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sightline.data.records import Records
+from sightline.errors import counted
 
 NO_FILE = -1
 MOST_NAMES = 3
@@ -57,7 +58,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], records: Records) ->
     said += _named("image", "images", [records.paths[row] for image, row in row_now.items() if image not in row_before], "new")
     gone = Counter(_class(old, row) for image, row in row_before.items() if image not in row_now)
     if gone:
-        said.append(f"{_count(gone.total(), 'image', 'images')} gone ({_some([f'{num} of {name!r}' for name, num in gone.items()])})")
+        said.append(f"{counted(gone.total(), 'image', 'images')} gone ({_some([f'{num} of {name!r}' for name, num in gone.items()])})")
     both = [(row_before[image], row) for image, row in row_now.items() if image in row_before]
     relabelled = [records.paths[row] for before, row in both if _class(old, before) != _class(new, row)]
     said += _named("image", "images", relabelled, "of another class")
@@ -75,11 +76,7 @@ def _class(rows: Mapping[str, Any], row: int) -> str:
 
 
 def _named(one: str, many: str, names: Sequence[str], what: str) -> list[str]:
-    return [f"{_count(len(names), one, many)} {what} ({_some([repr(name) for name in names])})"] if names else []
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+    return [f"{counted(len(names), one, many)} {what} ({_some([repr(name) for name in names])})"] if names else []
 
 
 def _some(names: Sequence[str]) -> str:

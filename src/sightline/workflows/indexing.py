@@ -254,7 +254,7 @@ def _write_bad(path: Path, bad_files: BadFiles, records: Records, images: Path) 
         now.add(os.path.abspath(name), reason)
     root = os.path.join(os.path.abspath(records.root), "")
     looked_at = {os.path.normpath(root + name) for name in records.paths}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_bytes().splitlines() if file.exists() else []:  # as text it would part at what a name may hold (U+2028)
         entry = json.loads(line)
         name = str(entry["path"])
         if os.path.isabs(name) and name not in looked_at and not (images.is_dir() and name.startswith(root)):

@@ -17,13 +17,14 @@ from sightline.evaluate import sweep_report
 from sightline.evaluate.dense import parse
 from sightline.evaluate.sweep_report import Result
 from sightline.methods.base import Method
+from sightline.methods.segment import SegmentRecipe
 from sightline.nn import model_folder
 from sightline.progress import duration
 from sightline.recipe import Recipe, full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
 from sightline.train.rows import digest, rows_of
-from sightline.workflows import classifying, dense, measuring, training
+from sightline.workflows import classifying, dense, measuring, segmenting, training
 from sightline.workflows.common import read_data
 
 USUAL_METRICS = ("recall@1", "map@r", "accuracy@1", "j&f", "miou")
@@ -184,6 +185,9 @@ def sweep(
 
 
 def _rows_of(data: str | Path, recipe: Recipe) -> str:
+    if _method(recipe).learns_from == "masks":
+        assert isinstance(recipe, SegmentRecipe)
+        return digest(rows_of(segmenting.read_lesson(data, recipe, BadFiles()).rows))
     spec, needs_labels = recipe.data, _method(recipe).needs_labels
     return digest(rows_of(read_data(data, BadFiles(), dataset=spec.dataset, verify=spec.verify, require_labels=needs_labels)))
 
