@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -517,6 +518,20 @@ def test_a_comparison_that_no_item_can_meet_is_refused(numbered: Index, where: s
         with pytest.raises(UsageError, match=r"no tag in the index is (a number|true or false).*; (did you mean|choose one of).*tag \d"):
             act(where)
     assert numbered.count() == 7
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_in_either_unicode_form_are_one_text(make: Make, tmp_path: Path, form: str) -> None:
+    def name(text: str, form: str) -> str:
+        return unicodedata.normalize(form, text)
+
+    with make(tmp_path / "index") as index:
+        items = [Item(f"/{name('café', own)}/{own}.jpg", {"label": name("café", own)}) for own in ("NFC", "NFD")]
+        index.upsert([*items, Item("/tea/a.jpg", {"label": "tea"})], pictures(3)[1])
+        for where in ('label = "café"', 'label in ["café", "mate"]', 'path below "/café"', 'path in ["/café/NFC.jpg", "/café/NFD.jpg"]'):
+            assert [index.get(id).path[-7:] for id in index.ids(name(where, form))] == ["NFC.jpg", "NFD.jpg"], where
+        assert [index.get(id).path for id in index.ids(name('label != "café"', form))] == ["/tea/a.jpg"]
+        assert index.absent(name('label != "café"', form)) == []
 
 
 def test_a_text_beside_numbers_alone_is_refused(numbered: Index) -> None:

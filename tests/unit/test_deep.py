@@ -109,3 +109,28 @@ def test_an_index_of_plain_pictures_is_written_as_before(tmp_path: Path) -> None
 
     Index.create(tmp_path / "i", dim=4, fingerprint="f").close()
     assert "deep" not in json.loads((tmp_path / "i" / "index.json").read_text())
+
+
+def test_greys_beyond_the_range_of_an_index_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def index(name: str, pictures: Path) -> list[str]:
+        new = [] if (tmp_path / name).exists() else ["--model", "random:vit_tiny_patch8_64"]
+        assert main(["index", str(tmp_path / name), *new, "--images", str(pictures), "--json"]) == 0
+        notes: list[str] = json.loads(capsys.readouterr().out)["update"]["notes"]
+        return notes
+
+    write(tmp_path / "warm", 29_000, 31_000)
+    write(tmp_path / "like", 29_050, 31_050)
+    write(tmp_path / "cold", 20_000, 22_000)
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain/a.png")
+    assert index("i", tmp_path / "warm") == []
+    assert index("i", tmp_path / "like") == []
+    assert index("i", tmp_path / "plain") == []
+    (told,) = index("i", tmp_path / "cold")
+    assert "what lies beyond is black or white; index all of them anew" in told
+    assert index("plain_index", tmp_path / "plain") == []
+    (told,) = index("plain_index", tmp_path / "warm")
+    assert "made without greys of more than 8 bits" in told
+    write(tmp_path / "both/cold", 20_000, 22_000)  # the remedy
+    write(tmp_path / "both/warm", 29_000, 31_000)
+    assert index("anew", tmp_path / "both") == index("anew", tmp_path / "cold") == []

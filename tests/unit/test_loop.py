@@ -292,3 +292,13 @@ def test_a_validation_that_measures_nothing_chooses_nothing(tmp_path: Path, caps
     assert "nan" not in (tmp_path / "metrics.jsonl").read_text().lower()
     last, kept = loop(tmp_path, resume=True).encoder().state_dict(), model_folder.load(tmp_path).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in last.items())  # the last step's, as without validation
+
+
+def test_a_start_that_is_beyond_numbers_does_not_blame_the_rate(tmp_path: Path) -> None:
+    def poisoned(first: int) -> Iterator[Batch]:
+        for number in range(first, 100):
+            yield replace(batch(number), images=batch(number).images * float("nan"))
+
+    with pytest.raises(TrainingError, match=r"cannot begin: .*loss nan.* before any weight was changed.*take other weights") as caught:
+        loop(tmp_path, batches=poisoned).run()
+    assert "lr" not in str(caught.value)

@@ -442,3 +442,26 @@ def test_a_selection_keeps_the_pairs_that_it_holds_whole() -> None:
 def test_pairs_that_are_no_rows_are_refused(pairs: np.ndarray) -> None:
     with pytest.raises(ValueError, match="Records need positives"):
         replace(labelled(0, 0), positives=pairs)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("left,top,right,bottom", "left, top, right, bottom look like a box and are"),
+        ("xmin,ymin,XMAX,ymax", "xmin, ymin, XMAX, ymax look like a box and are"),
+        ("x,y,width,height", "x, y, width, height look like a box and are"),
+        ("width,height,x,price", ""),
+        ("box,left,top,right", ""),
+    ],
+)
+def test_a_box_that_is_not_read_as_one_is_told(tmp_path: Path, names: str, told: str) -> None:
+    box = '"1 2 3 4",1,2,3' if names.startswith("box") else "1,2,3,4"
+    (tmp_path / "m.csv").write_text(f"path,label,{names}\na.png,a,{box}\nb.png,b,{box}\n")
+    notes = " ".join(read_records(tmp_path / "m.csv").notes)
+    assert (told in notes and "pictures are taken whole" in notes) if told else "box" not in notes
+
+
+def test_a_box_as_coco_writes_it_is_not_renamed_blindly(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,label,bbox\na.png,a,1 2 3 4\n")
+    with pytest.raises(DataError, match=r"did you mean 'box' \(of x0 y0 x1 y1 in pixels; COCO's is x y width height\)\?"):
+        read_records(tmp_path / "m.csv")

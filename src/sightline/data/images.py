@@ -30,6 +30,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 
 from sightline.data.deep import DeepRange, ends, is_deep, joined, sampled, to_grey
 from sightline.data.listing import drawn_by_us
+from sightline.data.spelling import other_form
 from sightline.errors import DataError
 
 MAX_PIXELS = 89_478_485
@@ -158,7 +159,13 @@ def read_bytes(file: Path) -> bytes:
     except FileNotFoundError as error:
         if file.parts[:1] in (("http:",), ("https:",)):
             raise BadImage("missing", "an address, not a file: download the picture first") from error
-        raise BadImage("missing", "a link to nowhere" if file.is_symlink() else "no such file") from error
+        meant = other_form(str(file))
+        why = (
+            "no such file"
+            if meant is None
+            else "no such file; its folder holds that name in another Unicode form: write it as the disk has it"
+        )
+        raise BadImage("missing", "a link to nowhere" if file.is_symlink() else why) from error
     except (OSError, ValueError) as error:
         raise BadImage("not readable", getattr(error, "strerror", None) or str(error)) from error
     status = os.fstat(handle)

@@ -22,6 +22,17 @@ from sightline.errors import DataError
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 COLUMNS = ("path", "label", "cluster", "positive", "camera", "split", "caption", "box")
+SIDES = (
+    ("left", "top", "right", "bottom"),
+    ("x0", "y0", "x1", "y1"),
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+    ("x", "y", "w", "h"),
+    ("x", "y", "width", "height"),
+)
+"""What other tools call four columns that make a box."""
+
 NO_BOX = (math.nan,) * 4
 EXAMPLE = '{"path": "a.jpg", "label": "cat"}'
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -87,13 +98,29 @@ def read_columns(where: Path) -> Columns:
     )
 
 
+def unread_box(where: Path, columns: Columns) -> tuple[str, ...]:
+    """Return what there is to say of a box that stands in four columns: it is not read as one."""
+    if columns.box is not None:
+        return ()
+    names = {name.lower(): name for name in (*columns.extras, *columns.unused)}
+    found = next((sides for sides in SIDES if all(side in names for side in sides)), ())
+    if not found:
+        return ()
+    shown = ", ".join(names[name] for name in found)
+    return (
+        f"{where}: {shown} look like a box and are not read as one, so pictures are taken whole: write a column 'box' of x0 y0 x1 y1 in pixels for "
+        "their parts",
+    )
+
+
 def _check_names(where: Path, table: Mapping[str, list[Any]]) -> None:
     missing = [name for name in COLUMNS if name not in table]
     for name in table:
         meant = [] if name in COLUMNS else difflib.get_close_matches(name.strip().lower(), missing, n=1, cutoff=TOO_LIKE)
         if meant:
+            sides = " (of x0 y0 x1 y1 in pixels; COCO's is x y width height)" if meant == ["box"] else ""
             raise DataError(
-                f"unknown column '{name}' in {where}; did you mean '{meant[0]}'? Rename it to that, or to something less like it"
+                f"unknown column '{name}' in {where}; did you mean '{meant[0]}'{sides}? Rename it to that, or to something less like it"
             )
     if "label" in table and "cluster" in table:
         raise DataError(f"{where} has both 'label' and 'cluster', which are two names of one column: leave one out")

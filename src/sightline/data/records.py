@@ -16,7 +16,8 @@ from sightline.contracts import BoolArray, FloatArray, IntArray
 from sightline.data.deep import DeepRange
 from sightline.data.layout import Level, lay_out, names_tell, split_named
 from sightline.data.listing import DECODABLE_SUFFIXES, OnBad, list_images
-from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, Value, read_columns
+from sightline.data.manifest import MANIFEST_SUFFIXES, Columns, Value, read_columns, unread_box
+from sightline.data.spelling import Spelling
 from sightline.errors import DataError, nearest
 
 
@@ -75,16 +76,9 @@ class Records:
         return self.root / self.paths[row]
 
     def real_files(self) -> list[str]:
-        """Return the path of each row's file with links resolved: one and the same for all rows of one picture."""
-        folders: dict[str, str] = {}
-        real = []
-        for row in range(len(self)):
-            file = os.path.join(self.root, self.paths[row])
-            folder, name = os.path.split(os.path.realpath(file) if os.path.islink(file) else file)
-            if folder not in folders:
-                folders[folder] = os.path.realpath(folder)
-            real.append(os.path.join(folders[folder], name))
-        return real
+        """Return the path of each row's file with links resolved and spelled as on the disk: one and the same for all rows of one picture."""
+        spelling = Spelling()
+        return [spelling.file(os.path.join(self.root, path)) for path in self.paths]
 
     def select(self, rows: IntArray | BoolArray | Sequence[int]) -> Records:
         """Return the given rows (or those where a mask is True), in the given order, with the same class table.
@@ -265,7 +259,7 @@ def _from_manifest(where: Path) -> Records:
         extras={name: tuple(values) for name, values in columns.extras.items()},
         unused=columns.unused,
     )
-    return replace(records, notes=(*_twice(where, records), *_twins(class_names)))
+    return replace(records, notes=(*_twice(where, records), *_twins(class_names), *unread_box(where, columns)))
 
 
 def _twice(where: Path, records: Records) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import posixpath
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from sightline.index.filters import BUILT_IN, And, Below, Compare, Filter, In, Not, Or, Value
@@ -33,6 +34,11 @@ def counterpart(value: Value) -> int | float | None:
     return None if value is None else int(value) if isinstance(value, bool) else value
 
 
+def forms(text: str) -> list[str]:
+    """Return a text as it is and in both Unicode forms of accents, which differ in nothing that a person sees: NFC and NFD."""
+    return list(dict.fromkeys([text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD"))]))
+
+
 _NAMED = "(id IN (SELECT item FROM brought WHERE "
 _FACTS = "SELECT item FROM facts WHERE key = ? AND "
 # SQLite puts every number before every text, so a range needs a second bound to stay among its own kind. Texts that read as numbers
@@ -54,16 +60,16 @@ def to_sql(where: Filter, places: Places = lambda path: [path], *, named: bool =
             text, values = to_sql(part, places, named=named)
             return f"NOT {text}", values
         case Below(folder):
-            ends = [place.rstrip("/") for place in places(folder)]
+            ends = [place.rstrip("/") for form in forms(folder) for place in places(form)]
             parts_of: list[tuple[str, list[Value]]] = [
                 ("(path > ? AND path < ?)", [f"{end}/", f"{end}0"]) for end in ends
             ]  # 0 comes after /
             if named:
-                name = posixpath.normpath(folder)
-                parts_of.append((f"{_NAMED}name > ? AND name < ?))", [f"{name}/", f"{name}0"]))
+                names = [posixpath.normpath(form) for form in forms(folder)]
+                parts_of += [(f"{_NAMED}name > ? AND name < ?))", [f"{name}/", f"{name}0"]) for name in names]
             return _joined(" OR ", parts_of)
         case In("path", choices):
-            paths = [path for path in choices if isinstance(path, str)]
+            paths = [form for path in choices if isinstance(path, str) for form in forms(path)]
             meant = [place for path in paths for place in places(path)]
             exact: tuple[str, list[Value]] = f"(path IN ({_marks(meant)}))", [*meant]
             names = [posixpath.normpath(path) for path in paths]
@@ -88,7 +94,8 @@ def to_sql(where: Filter, places: Places = lambda path: [path], *, named: bool =
 
 
 def _equal(key: str, choices: Sequence[Value]) -> tuple[str, list[Value]]:
-    exact: list[Value] = [*choices, *(number for choice in choices if (number := counterpart(choice)) is not None)]
+    exact: list[Value] = [form for choice in choices for form in (forms(choice) if isinstance(choice, str) else [choice])]
+    exact += [number for choice in choices if (number := counterpart(choice)) is not None]
     exact += [text for choice in choices if isinstance(choice, bool) for text in _spellings(choice)]
     parts, values = [f"{_FACTS}value IN ({_marks(exact)})"], [key, *exact]
     numbers = [number for choice in choices if not isinstance(choice, str | bool) and (number := counterpart(choice)) is not None]

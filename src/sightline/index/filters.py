@@ -5,8 +5,8 @@ null. What an item does not have is null: ``camera != 3`` matches it, ``camera =
 false is 0; beside a text they are these words.
 
 Where one side is a number and the other a text that reads as one, they are compared as numbers: ``label = 1`` matches the labels 1, 01
-and 1.0. Two texts are compared letter by letter: ``label = "1"`` matches the label 1 alone. Other values of different kinds are never
-equal nor in order, and an engine refuses a comparison that for this reason no item can meet.
+and 1.0. Two texts are compared letter by letter, whatever their Unicode form: ``label = "1"`` matches the label 1 alone. Other values of
+different kinds are never equal nor in order, and an engine refuses a comparison that for this reason no item can meet.
 """
 
 from __future__ import annotations

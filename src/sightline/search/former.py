@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sightline.contracts import Box
 from sightline.index.base import Index
-from sightline.index.items import BEFORE, Brought, Item, Known, real_path
+from sightline.index.items import BEFORE, Brought, Item, Known
 from sightline.search.listing import Listed, Listing
 
 
@@ -28,7 +28,7 @@ def settle(index: Index, listing: Listing) -> int:
     taken: dict[int, Brought] = {}
     for id in sorted(before.brought):
         path, box = key_of[id]
-        real = real_path(path)
+        real = listing.spelling.file(path)
         if real != path and os.path.lexists(path):
             if (real, box) in known:
                 doubles.append(id)

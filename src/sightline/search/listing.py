@@ -14,8 +14,9 @@ import numpy as np
 from sightline.contracts import Box
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
+from sightline.data.spelling import Spelling
 from sightline.index.filters import Value
-from sightline.index.items import Brought, Item, Key, is_key, is_text, real_path
+from sightline.index.items import Brought, Item, Key, is_key, is_text
 
 MAX_DIGITS = 19
 """Digits of a camera's number that 64 bits hold."""
@@ -50,8 +51,9 @@ class Listing:
 
     def __init__(self, source: Path, records: Records, bad_files: BadFiles) -> None:
         self.records = records
+        self.spelling = Spelling()
         self.place = place_of(source)
-        self.root = real_path(str(records.root))
+        self.root = self.spelling.folder(str(records.root))
         self.by_key: dict[Key, Listed] = {}
         self.twice = 0
         self._hashes: dict[str, str | None] = {}
@@ -67,14 +69,10 @@ class Listing:
         self.paths = {path for path, _ in self.by_key}
 
     def _rows(self, bad_files: BadFiles) -> Iterator[tuple[Listed, bool]]:
-        base, real_folders = os.path.abspath(self.records.root), dict[str, str]()
+        base = os.path.abspath(self.records.root)
         for row in range(len(self.records)):
             spelled = os.path.join(base, self.records.paths[row])
-            folder, name = os.path.split(spelled)
-            if folder not in real_folders:
-                real_folders[folder] = real_path(folder)
-            path = os.path.join(real_folders[folder], name)
-            path = real_path(path) if os.path.islink(path) else path
+            path = self.spelling.file(spelled)
             if not is_text(path):
                 bad_files.add(spelled, "name not UTF-8: an index keeps paths as text; rename the file")
                 continue
@@ -109,7 +107,9 @@ class Listing:
 def place_of(source: Path) -> str:
     """Return what a source is known by: its own name in its folder's real path, so that a link which is switched stays one source."""
     folder, name = os.path.split(os.path.abspath(source))
-    return os.path.join(real_path(folder), name)
+    spelling = Spelling()
+    own = spelling.folder(folder)
+    return os.path.join(own, name) if os.path.islink(source) else spelling.file(os.path.join(own, name))
 
 
 def facts(records: Records, row: int) -> dict[str, Value]:

@@ -232,6 +232,12 @@ class Loop:
             self.grad_norm = float(norm)
             return
         found = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+        if self.progress.step == 0:  # no rate has changed a weight yet
+            other = "other weights" if self.dtype is None else "other weights, or precision=fp32"
+            raise TrainingError(
+                f"training cannot begin: {found}, gradient norm {float(norm):.4g} before any weight was changed, so what the weights that it starts "
+                f"from compute is beyond numbers: take {other}{self._kept()}"
+            )
         raise TrainingError(
             f"training diverged at step {self.progress.step}: {found}, gradient norm {float(norm):.4g} (it was {self.grad_norm:.4g} before), "
             f"learning rate {self.rate:.3g}; try {'lr' if self.folder is None else '--set lr'}={self.rate / 3:.1g}, clip_norm=1, or precision=fp32"

@@ -174,6 +174,7 @@ def _update(
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         with _opened(path, encoder, model, exists, short_px, records.deep) as opened:
+            cut = _beyond_range(records.deep, opened.header.deep)
             records = replace(records, deep=opened.header.deep)  # as what is in it already, and as what is asked is read
             update = update_index(opened, encoder, records, bad_files, source=images, precision=precision, prune=not keep)
             count = opened.count()
@@ -182,11 +183,32 @@ def _update(
             _discard_empty(path, made)
         raise
     _write_bad(path, bad_files, records, images)
-    told = [f"{count:,} {'images' if records.boxes is None else 'items'} in {path}: {_counts(update)}", *update.notes]
+    told = [f"{count:,} {'images' if records.boxes is None else 'items'} in {path}: {_counts(update)}", *update.notes, *cut]
     if len(bad_files):
         told.append(bad_files.summary(len(records), path / BAD_FILES_NAME))
     plain = {name: value for name, value in asdict(update).items() if name != "kept"}
-    return update, {**plain, "notes": list(update.notes), "images": count}, "\n".join(told)
+    return update, {**plain, "notes": [*update.notes, *cut], "images": count}, "\n".join(told)
+
+
+LOST_SHARE = 0.1
+"""Of a range of greys, what may be cut without a word: a sample of other pictures never gives quite the same."""
+
+
+def _beyond_range(asked: DeepRange | None, kept: DeepRange | None) -> list[str]:
+    """Return what there is to say of deep greys that the range of an index cuts off, or of which it keeps few levels."""
+    if asked is None or asked == kept:
+        return []
+    if kept is None:
+        return [
+            "the index was made without greys of more than 8 bits: each is read by the bits that it uses; index all of them anew for a range of their own"
+        ]
+    lost = max(kept[0] - asked[0], 0) + max(asked[1] - kept[1], 0)
+    if lost <= LOST_SHARE * (asked[1] - asked[0]):
+        return []
+    return [
+        f"greys of these pictures go from {asked[0]:g} to {asked[1]:g}, those that the index was made with from {kept[0]:g} to {kept[1]:g}: "
+        "what lies beyond is black or white; index all of them anew for a range that holds both"
+    ]
 
 
 def _counts(update: Update) -> str:
