@@ -30,7 +30,7 @@ from sightline.evaluate import compare_report
 from sightline.evaluate.compare_report import Run
 from sightline.methods.classify import Classify, ClassifyRecipe
 from sightline.nn.encoder import Encoder
-from sightline.recipe import override
+from sightline.settings import override
 from sightline.train.compute import Compute
 from sightline.workflows import classifying, comparing, training
 from sightline.workflows.common import training_split

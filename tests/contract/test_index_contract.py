@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from sightline import catalog
 from sightline.contracts import Ranking
 from sightline.errors import IndexStoreError, UsageError
-from sightline.index.base import HEADER, Index, Item
+from sightline.index.base import Index, Item
 from sightline.index.filters import And, Compare, Filter, In, Not, Or, parse
+from sightline.index.header import HEADER
 from sightline.index.items import Brought, Source
 from sightline.index.writer import Limits
 

@@ -18,7 +18,7 @@ from sightline.methods.classify import Classify, ClassifyRecipe, cross_entropy, 
 from sightline.nn import model_folder
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder, with_scales_of
-from sightline.recipe import override
+from sightline.settings import override
 
 TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "weights=random", "image_px=16"]
 

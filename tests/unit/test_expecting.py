@@ -7,7 +7,8 @@ import torch
 
 from sightline import catalog
 from sightline.nn.encoder import Encoder
-from sightline.recipe import ImageSpec, ModelSpec, override
+from sightline.recipe import ImageSpec, ModelSpec
+from sightline.settings import override
 from sightline.workflows import expecting
 from sightline.workflows.training import named_recipe
 

@@ -10,7 +10,7 @@ import pytest
 from sightline import catalog
 from sightline.cli.main import COMMANDS, main
 from sightline.contracts import Hits
-from sightline.recipe import as_setting, flatten
+from sightline.settings import as_setting, flatten
 from sightline.workflows import indexing, searching
 from sightline.workflows.training import named_recipe
 

@@ -15,7 +15,7 @@ import typer.main
 
 from sightline import catalog
 from sightline.cli.main import app, main
-from sightline.recipe import flatten
+from sightline.settings import flatten
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "src").rglob("*.py"))
@@ -28,6 +28,7 @@ WITHOUT_TORCH = [
     "sightline.contracts",
     "sightline.runtime",
     "sightline.recipe",
+    "sightline.settings",
     "sightline.progress",
     "sightline.html",
     "sightline.sweep",

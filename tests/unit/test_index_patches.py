@@ -11,7 +11,8 @@ import pytest
 from sightline.contracts import PatchFeatures
 from sightline.errors import IndexStoreError
 from sightline.index import patches as engine
-from sightline.index.base import HEADER, Index, Item, read_header
+from sightline.index.base import Index, Item
+from sightline.index.header import HEADER, read_header
 from sightline.index.patches import PLACE_BITS, PatchIndex
 from sightline.index.writer import Limits
 

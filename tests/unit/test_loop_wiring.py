@@ -28,7 +28,8 @@ from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe
 from sightline.methods.unlabelled import to_one
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
-from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec, override
+from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
+from sightline.settings import override
 from sightline.train import checkpoint
 from sightline.train.loop import Loop
 

@@ -16,7 +16,8 @@ from sightline.methods import moby
 from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, cosine_distance, enqueued, small, strided, swin_small, two_crops
 from sightline.nn import backbone as backbones
 from sightline.nn.encoder import Encoder
-from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec, flatten, override
+from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
+from sightline.settings import flatten, override
 
 TINY = (("patch_size", 8), ("depth", 2), ("embed_dim", 16), ("num_heads", 2))
 

@@ -20,7 +20,8 @@ from sightline.errors import ModelError
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.nn.own_input import resolved
-from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec, Recipe, from_plain, override, to_plain
+from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec, Recipe
+from sightline.settings import from_plain, override, to_plain
 from sightline.workflows import run_folder, training
 
 HALF = (0.5, 0.5, 0.5)

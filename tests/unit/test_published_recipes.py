@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from sightline import catalog
-from sightline.recipe import Recipe, flatten
+from sightline.recipe import Recipe
+from sightline.settings import flatten
 
 IMAGENET, COCO = 1_281_167, 118_287  # training images of ILSVRC 2012 and of COCO train2017
 KEPT_BY_US = {"name", "train.log_every", "train.validate_every", "train.save_every", "data.validation", "data.workers", "train.seed"}

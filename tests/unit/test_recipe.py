@@ -10,22 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sightline.errors import RecipeError
-from sightline.recipe import (
-    AugmentSpec,
-    CropSpec,
-    DataSpec,
-    ImageSpec,
-    ModelSpec,
-    Recipe,
-    TrainSpec,
-    difference,
-    flatten,
-    from_plain,
-    full_path,
-    override,
-    recipe_hash,
-    to_plain,
-)
+from sightline.recipe import AugmentSpec, CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
+from sightline.settings import difference, flatten, from_plain, full_path, override, recipe_hash, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ from sightline.nn.encoder import Encoder, with_scales_of
 from sightline.nn.projection import GlobalMapNorm
 from sightline.nn.pyramid import Levels
 from sightline.nn.segmenter import Segmenter, SegmenterSpec
-from sightline.recipe import ImageSpec, ModelSpec, TrainSpec, override
+from sightline.recipe import ImageSpec, ModelSpec, TrainSpec
+from sightline.settings import override
 from sightline.train.optim import rate_at
 from sightline.workflows import training
 from sightline.workflows.segmenting import read_lesson
@@ -205,7 +206,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_have_the_published_settings(name: str) -> None:
-    from sightline.recipe import flatten
+    from sightline.settings import flatten
 
     found = dict(flatten(catalog.find("recipes", name)()))
     assert {key: found[key] for key in PUBLISHED[name]} == PUBLISHED[name]

@@ -19,7 +19,8 @@ from sightline.methods.unlabelled import to_one
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.collapse import PATIENCE, Watch, feature_rank, spread
 from sightline.nn.encoder import Encoder
-from sightline.recipe import CropSpec, override
+from sightline.recipe import CropSpec
+from sightline.settings import override
 
 TINY = [
     "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2",

@@ -6,8 +6,8 @@ import pytest
 
 from sightline import catalog
 from sightline.errors import RecipeError, UsageError
-from sightline.recipe import override
 from sightline.search.rerank import parse
+from sightline.settings import override
 
 TAKEN = {
     "irt/sop": [

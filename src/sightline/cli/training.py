@@ -159,7 +159,7 @@ def recipes(
     Example: sightline recipes irt/folder
     """
     from sightline import catalog
-    from sightline.recipe import as_setting, flatten, to_plain
+    from sightline.settings import as_setting, flatten, to_plain
 
     if name:
         chosen = catalog.find("recipes", name)()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
-from sightline.index.base import sync_folder
+from sightline.index.header import sync_folder
 from sightline.index.scan import merge, similarities_of
 from sightline.index.segments import sha256_of
 

@@ -19,8 +19,9 @@ from sightline.contracts import FloatArray, Hit, Hits, IntArray, Ranking
 from sightline.errors import IndexStoreError, UsageError
 from sightline.index import ann, filters, plan, sources, writer
 from sightline.index import snapshot as snapshots
-from sightline.index.base import FORMAT, Absent, Header, Index, IndexInfo, as_vectors, sync_folder, write_header
+from sightline.index.base import Absent, Index, IndexInfo, as_vectors
 from sightline.index.filters import Filter
+from sightline.index.header import FORMAT, Header, sync_folder, write_header
 from sightline.index.items import Brought, Item, Key, Known, Source, check_items, settled
 from sightline.index.matching import absent, matching, why_none
 from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, describe, open_segment, problems
@@ -92,7 +93,7 @@ class LocalIndex(Index):
             store, segments = self._writable(), self._current(with_log=False).segments
             with store.writing("adding to the index"):
                 ids = store.put_items([items[place] for place in places])
-                bury(store, segments, np.sort(ids))
+                writer.bury(store, segments, np.sort(ids))
                 store.put_vectors(ids, vectors[places])
             self._keep_up(store)
         id_of = dict(zip(last, ids.tolist(), strict=True))
@@ -128,7 +129,7 @@ class LocalIndex(Index):
                     gone = np.array(sorted(store.items(np.asarray(ids, dtype=np.int64))), dtype=np.int64)
                 else:
                     gone = matching(store, _parsed(where))
-                bury(store, segments, gone)
+                writer.bury(store, segments, gone)
                 store.drop_items(gone)
             self._keep_up(store)
         return len(gone)
@@ -390,12 +391,6 @@ class LocalIndex(Index):
                     f"{ann_file(self.path, segment.row.number).name}: missing or not what was recorded; seal the index to build it again"
                 )
         return found
-
-
-def bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
-    """Mark all rows of these items (ascending) as dead, in every segment (inside ``writing``)."""
-    for segment in segments:
-        store.bury(segment.row.number, segment.rows_of(ids, store.bits))
 
 
 def _parsed(where: str | Filter | None) -> Filter | None:

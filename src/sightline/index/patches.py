@@ -14,13 +14,14 @@ import numpy as np
 
 from sightline.contracts import FloatArray, IntArray, PatchFeatures, Ranking
 from sightline.errors import IndexStoreError
-from sightline.index.base import Header, IndexInfo, as_vectors, check_vectors
+from sightline.index.base import IndexInfo, as_vectors, check_vectors
 from sightline.index.filters import Filter
+from sightline.index.header import Header
 from sightline.index.items import Item, check_items, settled
-from sightline.index.local import MAX_K, LocalIndex, bury
+from sightline.index.local import MAX_K, LocalIndex
 from sightline.index.segments import FLOAT16, runs
 from sightline.index.store import Store, explained
-from sightline.index.writer import Limits
+from sightline.index.writer import Limits, bury
 
 PLACE_BITS = 16
 MAX_PATCHES = 1 << PLACE_BITS

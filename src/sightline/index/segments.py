@@ -12,7 +12,8 @@ import numpy as np
 
 from sightline.contracts import BoolArray, FloatArray, IntArray
 from sightline.errors import IndexStoreError
-from sightline.index.base import SegmentInfo, check_vectors, sync_folder
+from sightline.index.base import SegmentInfo, check_vectors
+from sightline.index.header import sync_folder
 from sightline.index.store import SegmentRow
 
 FOLDER = "segments"

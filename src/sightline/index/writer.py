@@ -182,3 +182,9 @@ def _index_segment(store: Store, folder: Path, segment: Segment, limits: Limits,
     )
     with store.writing("publishing a search structure"):
         store.publish(row)
+
+
+def bury(store: Store, segments: Sequence[Segment], ids: IntArray) -> None:
+    """Mark all rows of these items (ascending) as dead, in every segment (inside ``writing``)."""
+    for segment in segments:
+        store.bury(segment.row.number, segment.rows_of(ids, store.bits))

@@ -26,7 +26,8 @@ from sightline.nn.encoder import Encoder
 from sightline.nn.own_input import resolved
 from sightline.nn.reduction import Reduction
 from sightline.nn.segmenter import Segmenter, SegmenterSpec
-from sightline.recipe import ImageSpec, ModelSpec, from_plain, to_plain
+from sightline.recipe import ImageSpec, ModelSpec
+from sightline.settings import from_plain, to_plain
 
 log = logging.getLogger(__name__)
 

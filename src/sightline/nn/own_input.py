@@ -15,7 +15,8 @@ import timm
 from sightline.errors import ModelError
 from sightline.nn import which_backbone
 from sightline.nn.checkpoints import layout_of
-from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec, from_plain
+from sightline.recipe import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, ModelSpec
+from sightline.settings import from_plain
 
 DEFAULT_SHARE = 0.875
 """What ``resize_px=0`` means: ImageNet's 224 of 256 px."""

@@ -11,7 +11,8 @@ from sightline.nn import which_backbone
 from sightline.nn.checkpoints import ENDINGS, read_weights, weights_in
 from sightline.nn.layouts import unread
 from sightline.nn.own_input import of_untrained
-from sightline.recipe import ImageSpec, ModelSpec, override
+from sightline.recipe import ImageSpec, ModelSpec
+from sightline.settings import override
 
 Kind = Literal["folder", "file", "timm", "random"]
 

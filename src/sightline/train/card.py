@@ -9,7 +9,8 @@ from sightline.errors import counted
 from sightline.methods.base import Measure
 from sightline.nn.encoder import Encoder
 from sightline.nn.segmenter import Segmenter
-from sightline.recipe import Recipe, flatten, recipe_hash
+from sightline.recipe import Recipe
+from sightline.settings import flatten, recipe_hash
 
 
 def model_card(recipe: Recipe, encoder: Encoder, facts: Mapping[str, Any], *, best: tuple[Measure, int, float] | None, command: str) -> str:

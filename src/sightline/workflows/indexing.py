@@ -16,7 +16,8 @@ from sightline.data.images import BAD_FILES_NAME, BadFiles, still_bad
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
 from sightline.index import filters
-from sightline.index.base import HEADER, Index, IndexInfo, read_header, write_header
+from sightline.index.base import Index, IndexInfo
+from sightline.index.header import HEADER, read_header, write_header
 from sightline.nn import model_folder, sources
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision

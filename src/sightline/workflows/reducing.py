@@ -22,8 +22,9 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder, headless, with_scales_of
 from sightline.nn.reduction import fit_reduction, label_pairs, require_enough
 from sightline.progress import Bar
-from sightline.recipe import ModelSpec, override
+from sightline.recipe import ModelSpec
 from sightline.search.embed import BATCH_SIZE
+from sightline.settings import override
 from sightline.train.card import head_card
 from sightline.workflows.common import read_data, training_split, write_bad_files
 from sightline.workflows.measuring import classes_of_run

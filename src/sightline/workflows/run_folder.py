@@ -22,7 +22,8 @@ from sightline.errors import UsageError, explain_os_error
 from sightline.methods.base import Measure
 from sightline.nn import model_folder
 from sightline.nn.encoder import headless
-from sightline.recipe import Recipe, difference, from_plain, override, recipe_hash, to_plain
+from sightline.recipe import Recipe
+from sightline.settings import difference, from_plain, override, recipe_hash, to_plain
 from sightline.train import checkpoint
 from sightline.train.card import model_card
 from sightline.train.loop import Progress

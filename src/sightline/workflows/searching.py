@@ -18,7 +18,8 @@ from sightline import runtime
 from sightline.contracts import Box, Descriptors, Hits
 from sightline.data.images import BadFiles
 from sightline.errors import UsageError, explain_os_error
-from sightline.index.base import Index, read_header
+from sightline.index.base import Index
+from sightline.index.header import read_header
 from sightline.index.patches import PatchIndex
 from sightline.nn import model_folder
 from sightline.runtime import Precision

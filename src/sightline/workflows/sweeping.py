@@ -20,7 +20,8 @@ from sightline.methods.base import Method
 from sightline.methods.segment import SegmentRecipe
 from sightline.nn import model_folder
 from sightline.progress import duration
-from sightline.recipe import Recipe, full_path, recipe_hash
+from sightline.recipe import Recipe
+from sightline.settings import full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
 from sightline.train.rows import digest, rows_of

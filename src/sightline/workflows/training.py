@@ -22,8 +22,9 @@ from sightline.nn import model_folder, own_input
 from sightline.nn.classifier import Classifier
 from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder, headless
-from sightline.recipe import DataSpec, Recipe, override
+from sightline.recipe import DataSpec, Recipe
 from sightline.search.mining import MinedTuples
+from sightline.settings import override
 from sightline.train import checkpoint
 from sightline.train.loop import Loop, Progress
 from sightline.train.parallel import process_group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sightline import catalog
 from sightline.evaluate.dense.base import DenseProtocol
-from sightline.recipe import configured
+from sightline.settings import configured
 
 
 def parse(text: str) -> DenseProtocol:

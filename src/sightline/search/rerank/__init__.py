@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sightline import catalog
-from sightline.recipe import configured
 from sightline.search.rerank.base import Chain, Reranker
+from sightline.settings import configured
 
 
 def parse(text: str) -> Reranker:
