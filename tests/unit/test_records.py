@@ -252,6 +252,17 @@ def test_other_columns_are_kept_with_the_kind_of_their_cells(tmp_path: Path) -> 
     assert records.select([2, 0]).extras["price"] == (None, 3)
 
 
+def test_numbers_between_semicolons_have_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path;price;note;code\na.jpg;3,50;1,5;007,5\nb.jpg;-12;one, two;\nc.jpg;;2;1\n")
+    assert read_records(tmp_path / "m.csv").extras == {
+        "price": (3.5, -12.0, None),
+        "note": ("1,5", "one, two", "2"),
+        "code": ("007,5", None, "1"),
+    }
+    (tmp_path / "m.csv").write_text('path,price\na.jpg,"3,50"\n')  # here a comma may as well part thousands
+    assert read_records(tmp_path / "m.csv").extras == {"price": ("3,50",)}
+
+
 def test_other_columns_of_jsonl_and_parquet_keep_their_kinds_and_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
     day = datetime.date(2026, 5, 4)
     row = {"path": "a.jpg", "price": 3, "rate": 0.5, "ok": True, "code": "12", "gap": None}

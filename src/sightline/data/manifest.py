@@ -39,7 +39,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")
 """What pandas calls the column of row numbers: nothing in CSV, as it reads that again, and in Parquet."""
 
-_DECIMAL_COMMA = re.compile(r"-?\d+(,\d+)?")
+_DECIMAL_COMMA = re.compile(r"-?\d+(,\d+)?", re.ASCII)
 
 TOO_LIKE = 0.8
 """A column whose name is so like that of a known one, which is missing, is a slip of the pen: its labels must not be lost in silence."""
@@ -198,7 +198,16 @@ def _read_csv(where: Path) -> dict[str, list[Any]]:
             )
         for column, cell in zip(cells, row, strict=False):
             column.append(cell.strip() or None)
-    return {name: column for name, column in zip(names, cells, strict=True) if not _is_row_numbers(where, name, column)}
+    columns = {name: column for name, column in zip(names, cells, strict=True) if not _is_row_numbers(where, name, column)}
+    return {name: _with_points(column) for name, column in columns.items()} if separator == ";" else columns
+
+
+def _with_points(cells: list[str | None]) -> list[str | None]:
+    """Return a column of numbers with decimal points: programs that part cells by semicolons do so where the comma is the decimal sign."""
+    filled = [cell for cell in cells if cell is not None]
+    if not all(_DECIMAL_COMMA.fullmatch(cell) and _NUMBER.fullmatch(cell.replace(",", ".")) for cell in filled):
+        return cells
+    return [None if cell is None else cell.replace(",", ".") for cell in cells]
 
 
 def _separator(header: str) -> str:

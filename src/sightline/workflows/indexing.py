@@ -149,7 +149,7 @@ def _describe(about: IndexInfo) -> str:
 
 
 def _filtered(recall: float | None) -> str:
-    return "" if recall is None else f", {recall:.4f} or more with one"
+    return "" if recall is None else ", the same with one" if recall == 1 else f", {recall:.4f} or more with one"
 
 
 def _counted(about: IndexInfo) -> str:
