@@ -43,7 +43,7 @@ def test_a_video_is_followed_and_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert answer["settings"]["context"] == 2
     assert json.loads((page / "metrics.json").read_text()) == answer
     shown = (page / "index.html").read_text()
-    assert shown.count("<img") == 2
+    assert shown.count("<img") == 2 * 2 * 3  # a sequence: found and true, each of its first, middle and last frame
     assert "moving_1" in shown
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 8
 

@@ -113,7 +113,7 @@ def test_pictures_of_standard_input_are_answered_one_after_another_by_one_proces
     assert "no such file" in lines[1]["error"]
     assert err.count("\n") == 1
     code, out, err = shell("search", photos.parent / "p.index", "--image", "-", "-k", 1, given=f"{photos}/2.png\n{photos}/3.png\n")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "searched: exact\n" * 2)
     first = [line.split() for line in out.splitlines() if line.startswith("1")]
     assert first == [["1", "1.0000", "mug", "8", f"{photos}/2.png"], ["1", "1.0000", "mug", "12", f"{photos}/3.png"]]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.cli.options import Backbone, Dataset, Device, Json, Model, Verify, command_line, note, print_json, with_backbone
+from sightline.errors import counted
 from sightline.imports import without_collecting
 
 
@@ -69,7 +70,7 @@ def reduce(
     done = reducing.reduce(model, out, data=data, settings=settings, dataset=dataset, verify=verify, device=device, command=command_line())
     if as_json:
         print_json(done.to_json())
-    bad = f"; {done.num_bad} files could not be read: see {out / 'bad_files.jsonl'}" if done.num_bad else ""
+    bad = f"; {counted(done.num_bad, 'file')} could not be read: see {out / 'bad_files.jsonl'}" if done.num_bad else ""
     fitted = f", fitted on {done.num_images:,} images" if done.num_images else ""
     note(f"wrote {out}: {done.encoder.dim}-d descriptors from {done.encoder.width}-d{fitted}{bad}")
 

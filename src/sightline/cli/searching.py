@@ -198,7 +198,7 @@ def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str,
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for query, hits in zip(asked, answers, strict=True):
         print("\n".join(answer_lines(query, hits, width)))
-        note(f"searched: {hits.how}" if hits.how else "")
+        note(f"searched: {hits.how}" if len(hits) and hits.how else "")
     note(told)
 
 

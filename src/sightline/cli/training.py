@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sightline.cli.options import Device, Json, command_line, note, print_json
+from sightline.errors import counted
 from sightline.imports import without_collecting
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
         about = {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "start": progress.start}
         print_json({**about, "validation": of_the_model, "bad_files": trained.num_bad})
     if trained.num_bad:
-        note(f"{trained.num_bad} files could not be read: see {out / 'bad_files.jsonl'}")
+        note(f"{counted(trained.num_bad, 'file')} could not be read: see {out / 'bad_files.jsonl'}")
     if progress.stopped_by:
         note(f"stopped by {progress.stopped_by} after step {progress.step}, everything saved: go on with --resume")
         return
