@@ -280,7 +280,7 @@ def _beside_train(records: Records, model: str, others: list[str], learnt: Recor
             f"{records.root} has the splits train, {', '.join(others)} and no test: say which to measure with --split {name}, or --split all"
         )
     part = records.split(name)
-    chose = " (where it chose the model: slightly optimistic)" if name == "val" and classes_of_run(Path(model))[0] else ""
+    chose = " (where it chose the model: slightly optimistic)" if name == "val" and classes_of_run(Path(model))[1] else ""
     return Part(part, f"split {name}{chose}{_learnt_from(part, model)}", learnt)
 
 
