@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL import Image
 from sightline.cli.main import main
 from sightline.data.deep import joined, to_grey
 from sightline.data.images import BadFiles, decode, measured_range
+from sightline.data.listing import DRAWINGS_TAG
 from sightline.data.loading import open_image
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
@@ -20,7 +24,7 @@ from sightline.recipe import ImageSpec, ModelSpec
 from sightline.workflows.common import read_data
 
 
-def write(folder: Path, low: int, high: int, names: str = "abcd") -> list[Path]:
+def write(folder: Path, low: int, high: int, names: Sequence[str] = "abcd") -> list[Path]:
     """Pictures of values from low to high: each picture has a part of them, some at both ends."""
     folder.mkdir(parents=True, exist_ok=True)
     steps = np.linspace(low, high, len(names) + 1)
@@ -134,3 +138,26 @@ def test_greys_beyond_the_range_of_an_index_are_told(tmp_path: Path, capsys: pyt
     write(tmp_path / "both/cold", 20_000, 22_000)  # the remedy
     write(tmp_path / "both/warm", 29_000, 31_000)
     assert index("anew", tmp_path / "both") == index("anew", tmp_path / "cold") == []
+
+
+def test_a_few_deep_greys_among_many_photographs_have_a_range_of_their_own(tmp_path: Path) -> None:
+    for number in range(300):
+        Image.new("RGB", (2, 2)).save(tmp_path / f"{number:03}.png")
+    write(tmp_path, 29_000, 31_000, ["001", "003"])  # sampled are 0, 5, 9, ...
+    found = measured_range(sorted(tmp_path.iterdir()))
+    assert found == pytest.approx((29_000, 31_000), abs=4)
+
+
+def test_a_named_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(file: Path, *how: Any, **more: Any) -> Any:
+        assert file.is_file(), f"opening {file.name} would wait for ever"
+        return open_it(file, *how, **more)
+
+    open_it = Path.open
+    monkeypatch.setattr(Path, "open", opened)
+    write(tmp_path, 29_000, 31_000)
+    os.mkfifo(tmp_path / "e.png")
+    (tmp_path / DRAWINGS_TAG).touch()
+    records = read_data(tmp_path, BadFiles())
+    assert len(records) == 5
+    assert records.deep == pytest.approx((29_000, 31_000), abs=4)

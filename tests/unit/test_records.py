@@ -476,3 +476,15 @@ def test_a_box_as_coco_writes_it_is_not_renamed_blindly(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,label,bbox\na.png,a,1 2 3 4\n")
     with pytest.raises(DataError, match=r"did you mean 'box' \(of x0 y0 x1 y1 in pixels; COCO's is x y width height\)\?"):
         read_records(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("twin", "shown"), [("cup\u200b", "cup\\u200b"), ("\ufeffcup", "\\ufeffcup"), ("CUP", "CUP"), ("cup\u00a0", "cup\\xa0")]
+)
+def test_class_names_that_look_alike_are_told_apart_in_words(tmp_path: Path, twin: str, shown: str) -> None:
+    (tmp_path / "m.jsonl").write_text(
+        "".join(json.dumps({"path": f"{n}.png", "label": name}) + "\n" for n, name in enumerate(["cup", twin, "tea"]))
+    )
+    (told,) = read_records(tmp_path / "m.jsonl").notes
+    assert f"'{shown}'" in told
+    assert "count as several classes" in told

@@ -20,6 +20,9 @@ DEPTHS = (8, 10, 12, 14, 16)
 SAMPLED = 64
 """Pictures of a collection whose values tell its range."""
 
+LOOKED_AT = 1_000
+"""Pictures of whose heads it is read whether they are deep greys, where there are few of these among the first sample."""
+
 OUTLIERS = 0.001
 """Share of a picture's values at either end that its range leaves out: dead and hot pixels."""
 
@@ -77,9 +80,9 @@ def joined(found: Sequence[DeepRange]) -> DeepRange | None:
     return (0.0, whole) if low >= 0 and high <= whole and high - low >= whole / 2 else (low, high)
 
 
-def sampled(paths: Sequence[Path]) -> list[Path]:
-    """Return up to ``SAMPLED`` of the paths, evenly spread."""
+def sampled(paths: Sequence[Path], num: int = SAMPLED) -> list[Path]:
+    """Return up to ``num`` of the paths, evenly spread."""
     if not paths:
         return []
-    places = np.linspace(0, len(paths) - 1, min(SAMPLED, len(paths))).round().astype(int)
+    places = np.linspace(0, len(paths) - 1, min(num, len(paths))).round().astype(int)
     return [paths[place] for place in np.unique(places)]

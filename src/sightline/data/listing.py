@@ -214,6 +214,8 @@ def mark_drawing(file: Path) -> None:
 
 def is_drawing(file: Path) -> bool:
     """Return whether the head of a picture says that Sightline drew it."""
+    if not file.is_file():  # a named pipe would wait for ever
+        return False
     try:
         with file.open("rb") as opened:
             head = opened.read(_HEAD_BYTES)

@@ -330,14 +330,15 @@ def _ordered(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _twins(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return what there is to say of class names that differ in capitals or blanks alone."""
+    """Return what there is to say of class names that differ in capitals, blanks or letters that cannot be seen alone."""
     alike: dict[str, list[str]] = {}
     for name in class_names:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        seen = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+        alike.setdefault(" ".join(seen.split()).casefold(), []).append(name)
     twins = [names for names in alike.values() if len(names) > 1]
     if not twins:
         return ()
-    shown = "' and '".join(twins[0])
+    shown = "' and '".join(name if name.isprintable() else ascii(name)[1:-1] for name in twins[0])
     return (
         f"{len(twins):,} class name{'' if len(twins) == 1 else 's'} come in several spellings ('{shown}') and count as several classes",
     )
