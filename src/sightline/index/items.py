@@ -96,7 +96,10 @@ def box_of(text: str) -> Box | None:
 
 
 def is_text(text: str) -> bool:
-    """Return False for what an index cannot hold: lone surrogates are how Python holds a file name that is not UTF-8; NUL ends a string inside SQLite."""
+    """Return whether an index can hold a text.
+
+    Lone surrogates are how Python holds a file name that is not UTF-8; NUL ends a string inside SQLite.
+    """
     return "\0" not in text and (text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text))
 
 
@@ -140,7 +143,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Brought:
-    """How a source names an item: its path there, whether it lay on the device of the source's root (else below a mount or link), what it says of it (JSON)."""
+    """How a source names an item.
+
+    ``name`` is its path there, ``own_device`` whether it lay on the device of the source's root (else below a mount or link), ``facts`` what
+    the source says of it, as JSON.
+    """
 
     name: str
     own_device: bool = True
