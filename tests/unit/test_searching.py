@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sightline.errors import UsageError
+from sightline.errors import ModelError, UsageError
 from sightline.index.base import Index, Item
-from sightline.workflows import indexing
+from sightline.nn import model_folder
+from sightline.workflows import indexing, searching
 
 
 @pytest.fixture
@@ -68,3 +70,13 @@ def test_a_filter_that_cannot_be_read_is_told_before_anything_is_done(tmp_path: 
     with pytest.raises(UsageError, match="character 7"):
         indexing.index(tmp_path / "new.index", model="random:vit_tiny_patch16_224", images=tmp_path, remove="label cup")
     assert not (tmp_path / "new.index").exists()
+
+
+def test_an_index_whose_model_has_moved_asks_where_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    model_folder.save(model_folder.load("random:vit_tiny_patch8_64", device="cpu"), tmp_path / "model")
+    indexing.index(tmp_path / "i", model=str(tmp_path / "model"), images=tmp_path, device="cpu")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"cannot be loaded .*: if it has moved, add --model and where it is now"):
+        searching.search(tmp_path / "i", [tmp_path / "a.png"], device="cpu")
+    assert len(searching.search(tmp_path / "i", [tmp_path / "a.png"], device="cpu", model=str(tmp_path / "moved"))[0]) == 1

@@ -24,7 +24,8 @@ CREATE TABLE brought(
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the tables of an index of before up to date, inside a transaction.
 
-    Boxes are added to the key, all items have the source ``BEFORE``, and nothing is known of filters. ``connection`` has the function ``digest_of``. The number that no id has been given above is kept.
+    Boxes are added to the key, all items have the source ``BEFORE``, and nothing is known of filters. ``connection`` has the function
+    ``digest_of``. The number that no id has been given above is kept.
     """
     for column in ("growth REAL", "depth INTEGER", "recall_filtered REAL"):
         connection.execute(f"ALTER TABLE segments ADD COLUMN {column}")

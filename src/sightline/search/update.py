@@ -62,8 +62,9 @@ def update_index(
 ) -> Update:
     """Embed what is new or has changed, and take out what has gone.
 
-    In an index of patches these are what is embedded. Stopped at any moment, the next call goes on where it was. Every batch is acknowledged, durable, before the next one is embedded. An item is unchanged when its file's size and modification
-    time are, and what its row says: where only the latter has changed it is written without embedding, and another box is embedded.
+    In an index of patches these are what is embedded. Every batch is acknowledged, durable, before the next one is embedded: stopped at any
+    moment, the next call goes on where it was. An item is unchanged when its file's size and modification time are, and what its row says:
+    where only the latter has changed it is written without embedding, and another box is embedded.
     ``source`` is the folder or manifest that the records came from (``records.root`` where None). ``prune`` removes the items that it
     brought before and whose files are gone; what lies below a link, mount or folder that cannot be seen now stays, and so does what
     another source brought.

@@ -14,7 +14,7 @@ from sightline import runtime
 from sightline.data.deep import DeepRange
 from sightline.data.images import BAD_FILES_NAME, BadFiles, still_bad
 from sightline.data.records import Records
-from sightline.errors import DataError, UsageError
+from sightline.errors import DataError, ModelError, UsageError
 from sightline.index import filters
 from sightline.index.base import Index, IndexInfo
 from sightline.index.header import HEADER, read_header, write_header
@@ -310,4 +310,9 @@ def load_for(path: Path, model: str = "", device: str = "auto") -> Encoder:
         raise UsageError(
             f"'{path}' does not say where its model is: add --model runs/mine (or timm:NAME); indexing with it notes it for good"
         )
-    return model_folder.load(source, device=runtime.device(device))
+    try:
+        return model_folder.load(source, device=runtime.device(device))
+    except ModelError as error:
+        if model:
+            raise
+        raise ModelError(f"the model of '{path}' cannot be loaded ({error}): if it has moved, add --model and where it is now") from error
