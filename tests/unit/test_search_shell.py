@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from sightline.cli.main import main
+from sightline.cli.options import parse_box
 from sightline.cli.searching import answer_lines
 from sightline.contracts import Hit, Hits
+from sightline.errors import UsageError
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
@@ -137,3 +139,10 @@ def test_an_ordinary_folder_is_no_place_for_an_index(shell: Shell, photos: Path)
     assert code == 2
     remedy = err[err.index("sightline index ") + len("sightline index ") :].split()
     assert shell("index", photos.parent / remedy[0], "--model", "tiny", *remedy[3:])[0] == 0
+
+
+@pytest.mark.parametrize("text", ["0.1,0.1,0.5,0.5", "0,0,1,1"])
+def test_a_box_of_shares_is_not_taken_for_pixels(text: str) -> None:
+    with pytest.raises(UsageError, match=r"is a share of the picture or a pixel at most: write pixels \(x times"):
+        parse_box(text)
+    assert parse_box("0,0,1,2") == (0, 0, 1, 2)

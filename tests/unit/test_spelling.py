@@ -50,6 +50,9 @@ def test_two_files_that_differ_in_spelling_alone_stay_two(tmp_path: Path) -> Non
     for number, file in enumerate(files):
         file.write_bytes(bytes([number]))
     names = tuple(file.name for file in files)
+    os.link(files[0], tmp_path / "B.png")
+    os.link(files[0], tmp_path / "b.png")
+    assert [Spelling().file(str(tmp_path / name)) for name in ("b.png", "B.png")] == [str(tmp_path / name) for name in ("b.png", "B.png")]
     assert Records(tmp_path, names).real_files() == [str(file.resolve()) for file in files]
     files[1].unlink()
     assert Spelling().file(str(files[1])) == str(files[1]), "gone, and not the other one"

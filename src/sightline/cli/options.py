@@ -41,7 +41,7 @@ def parse_box(text: str) -> tuple[float, float, float, float] | None:
     """Return the box of ``left,top,right,bottom``, None for an empty text.
 
     Raises:
-        UsageError: it is not four numbers in order.
+        UsageError: it is not four numbers in order, or shares of the picture.
     """
     if not text:
         return None
@@ -51,6 +51,10 @@ def parse_box(text: str) -> tuple[float, float, float, float] | None:
         raise UsageError(f"the box '{text}' is not four numbers: write left,top,right,bottom in pixels, such as 40,30,120,110") from error
     if not (left < right and top < bottom):  # written so that NaN fails too
         raise UsageError(f"the box '{text}' is empty: write left,top,right,bottom with left below right and top below bottom")
+    if max(left, top, right, bottom) <= 1:
+        raise UsageError(
+            f"the box '{text}' is a share of the picture or a pixel at most: write pixels (x times the picture's width, y times its height)"
+        )
     return left, top, right, bottom
 
 
