@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from sightline.errors import UsageError
 from sightline.evaluate import compare_report
 from sightline.evaluate.compare_report import Run
+from sightline.workflows.comparing import compare
 
 
 def run(name: str, flops: int, images: int, value: float, *, variant: str = "", family: str = "vit", before: int = 0) -> Run:
@@ -62,3 +66,10 @@ def test_runs_that_never_took_a_step_are_no_marks_against_compute() -> None:
     found = compare_report.points([run("o", 0, 50, 0.2)], "recall@1")
     assert len(compare_report.by_compute(found, "recall@1").axes[0].lines) == 0
     assert len(compare_report.by_data(found, "recall@1").axes[0].lines) > 0
+
+
+def test_where_nothing_can_be_compared_every_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"\(.*one: no run is here; .*two: no run is here\): give runs of sightline train that were measured"
+    ):
+        compare([tmp_path / "one", tmp_path / "two"], tmp_path / "page")

@@ -53,7 +53,9 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, metrics: Sequence
         else:
             left_out.append(f"{folder}: {run}")
     if not found:
-        raise UsageError(f"there is nothing to compare ({left_out[0] if left_out else 'no folders were given'})")
+        raise UsageError(
+            f"there is nothing to compare ({'; '.join(left_out) or 'no folders were given'}): give runs of sightline train that were measured"
+        )
     known = list(dict.fromkeys(name for run in found for name in run.metrics))
     for name in metrics:
         if name not in known:
