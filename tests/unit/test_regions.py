@@ -138,3 +138,35 @@ def test_a_part_of_a_photograph_is_found_where_it_was_pasted(tmp_path: Path) -> 
         assert len(search_regions(index, encoder, query, None, 9)) == 3
         with pytest.raises(DataError, match="the box 96,0,120,20 is empty or outside the picture, which is 96 x 64 pixels"):
             search_regions(index, encoder, query, (96, 0, 120, 20), 2)
+
+
+@pytest.mark.parametrize("few", [0, 200])
+def test_a_filter_that_leaves_out_the_best_regions_leaves_the_next_best(few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "FEW", few)  # 0: patches propose the pictures; else all that match are compared
+    monkeypatch.setattr(regions, "CANDIDATES", 4)
+    torch.manual_seed(0)
+    args = (("patch_size", 8), ("embed_dim", 48), ("depth", 2), ("num_heads", 2))
+    encoder = Encoder(ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=args, weights="random"), ImageSpec(image_px=64)).eval()
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (64, 96, 3), dtype=np.uint8)) for _ in range(40)]
+    query, box = pictures.pop(), (16, 8, 48, 40)
+    for number in range(12):  # twelve pictures hold what is looked for, ten of them are left out
+        pictures[number].paste(query.crop(box), (8 * number, 24) if number < 8 else (8 * (number - 8), 0))
+    with Index.create(tmp_path / "index", dim=48, fingerprint="f", engine="patches", short_px=64) as index:
+        assert isinstance(index, PatchIndex)
+        items = [Item(f"{number}.png", {"shelf": number}) for number in range(len(pictures))]
+        index.upsert_patches(items, list(encoder.patches(pictures, short_px=64)))
+        assert {int(hit.metadata["shelf"]) for hit in search_regions(index, encoder, query, box, 12)} == set(range(12))
+        for where, best in (("shelf >= 10", {10, 11}), ("shelf != 3 and shelf < 5", {0, 1, 2, 4}), ("shelf >= 12", set())):
+            found = search_regions(index, encoder, query, box, 4, where=where)
+            truth = search_regions(index, encoder, query, box, 4, where=where, exact=True)
+            shelves = [int(hit.metadata["shelf"]) for hit in found]
+            assert set(shelves[: len(best)]) == best
+            assert shelves[: len(best)] == [int(hit.metadata["shelf"]) for hit in truth][: len(best)]
+            assert len(found) == 4
+            assert all(shelf in index_shelves(index, where) for shelf in shelves)
+            assert found.how == ("exact" if few else "approximate" if len(index_shelves(index, where)) > 16 else "exact")
+
+
+def index_shelves(index: PatchIndex, where: str) -> set[int]:
+    return {int(index.get(int(id)).metadata["shelf"]) for id in index.ids(where)}

@@ -9,12 +9,14 @@ import errno
 import os
 import shutil
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sightline.contracts import FloatArray, IntArray
+from sightline.index.codes import Codes, Turn
 from sightline.index.header import sync_folder
 from sightline.index.scan import merge, similarities_of
 from sightline.index.segments import sha256_of
@@ -84,10 +86,24 @@ class Ann:
         ``parameter`` is the search parameter, 0 for what the calibrated effort takes. Pads are -1 and -inf.
         """
         step = max(1, min(BATCH, GATHERED_ROWS // self._num_candidates(k)))
-        parts = [
-            self._top(queries[start : start + step], vectors, k, parameter or self.effort.at(k)) for start in range(0, len(queries), step)
-        ]
+        parameter = parameter or self.effort.at(k)
+        if len(queries) <= step:
+            return self._top(queries, vectors, k, parameter)
+        parts = [self._top(queries[start : start + step], vectors, k, parameter) for start in range(0, len(queries), step)]
         return np.concatenate([rows for rows, _ in parts]), np.concatenate([similarity for _, similarity in parts])
+
+    @cached_property
+    def codes(self) -> Codes | None:
+        """The bytes of every row, where the structure has such."""
+        return Codes(self.structure, _storage_of(self._graph), self._turn) if self.kind == HNSW else None
+
+    @cached_property
+    def _graph(self) -> Any:
+        return _graph_of(self.structure) if self.kind == HNSW else self.structure
+
+    @cached_property
+    def _turn(self) -> Turn:
+        return _turn_of(self.structure)
 
     def num_rows_read(self, k: int) -> float:
         """Return how many rows of a scan, for many queries at once, take as long as finding ``k``."""
@@ -102,7 +118,7 @@ class Ann:
 
     def _top(self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int) -> tuple[IntArray, FloatArray]:
         rows = self._candidates(queries, self._num_candidates(k), parameter)
-        similarity = similarities_of(queries, np.asarray(vectors[np.maximum(rows, 0)], np.float32))
+        similarity = similarities_of(queries, np.asarray(vectors[rows], np.float32))  # a pad takes any
         similarity[rows < 0] = -np.inf
         if rows.shape[1] < k:
             pads = ((0, 0), (0, k - rows.shape[1]))
@@ -111,20 +127,25 @@ class Ann:
 
     def _candidates(self, queries: FloatArray, num: int, parameter: int) -> IntArray:
         """Return candidate rows ``[Q, K]``, -1 where fewer were met; parameters travel with the call, the structure is shared."""
-        import faiss
-
         if self.kind == IVF:
+            import faiss
+
             inner = faiss.IVFRaBitQSearchParameters(nprobe=min(parameter, _num_lists(self.rows)))
             options = faiss.SearchParametersPreTransform(index_params=inner)
             _, rows = self.structure.search(queries, num, params=options)
         else:
-            options = faiss.SearchParametersHNSW(efSearch=max(parameter, num))
-            graph, asked = (
-                (_graph_of(self.structure), _as_bytes(self.structure, queries)) if self.kind == HNSW else (self.structure, queries)
-            )
-            _, rows = graph.search(asked, num, params=options)
+            options = _walk_options(max(parameter, num))
+            asked = self._turn.as_bytes(queries) if self.kind == HNSW else queries
+            _, rows = self._graph.search(asked, num, params=options)
         found: IntArray = rows
         return found
+
+
+@lru_cache
+def _walk_options(effort: int) -> Any:
+    import faiss
+
+    return faiss.SearchParametersHNSW(efSearch=effort)  # making one takes a tenth of a small search
 
 
 def kind_for(num_rows: int, ivf_rows: int) -> str:
@@ -149,7 +170,7 @@ def build(kind: str, vectors: FloatArray) -> Ann:
     for start in range(0, num_rows, BLOCK_ROWS):
         block = np.asarray(vectors[start : start + BLOCK_ROWS], np.float32)
         if kind == HNSW:
-            _graph_of(structure).add(_as_bytes(structure, block))
+            _graph_of(structure).add(_turn_of(structure).as_bytes(block))
             structure.ntotal = _graph_of(structure).ntotal
         else:
             structure.add(block)
@@ -178,12 +199,16 @@ def _graph_of(structure: Any) -> Any:
     return faiss.downcast_index(structure.index)
 
 
-def _as_bytes(structure: Any, vectors: FloatArray) -> FloatArray:
-    """Return what the graph compares: numbers from 0 to 255, as floats."""
+def _storage_of(graph: Any) -> Any:
     import faiss
 
-    turned: FloatArray = faiss.downcast_VectorTransform(structure.chain.at(0)).apply(vectors)
-    return np.clip(turned, 0, 255, out=turned)
+    return faiss.downcast_index(graph.storage)
+
+
+def _turn_of(structure: Any) -> Turn:
+    import faiss
+
+    return Turn.of(faiss.downcast_VectorTransform(structure.chain.at(0)))
 
 
 def _num_lists(num_rows: int) -> int:

@@ -30,8 +30,8 @@ from sightline.index.store import SegmentRow, Store, create, explained
 from sightline.index.writer import Limits, WriterLock
 
 MAX_K = 10_000
-FEWEST_REMEMBERED, REMEMBERED_BYTES = 16, 1 << 24
-"""Filters whose rows are remembered, a byte a row: those asked last, so many of them or so much."""
+FEWEST_REMEMBERED, REMEMBERED_BYTES = 16, 1 << 26
+"""Filters whose rows are remembered: those asked last, so many of them or so much, a byte a row and few rows' vectors."""
 
 
 class LocalIndex(Index):
@@ -48,8 +48,9 @@ class LocalIndex(Index):
         self.path, self.header, self.limits = folder, header, limits or self.LIMITS
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._snapshot: Snapshot | None = None
+        self._version = 0
         self._anns: dict[tuple[int, str], ann.Ann | None] = {}
-        self._allowed: OrderedDict[Filter | None, plan.Allowed] = OrderedDict()
+        self._allowed: OrderedDict[str | None, plan.Allowed] = OrderedDict()
         self._store: Store | None = None
         with ExitStack() as stack:
             if not read_only:
@@ -249,7 +250,7 @@ class LocalIndex(Index):
         queries = as_vectors(vectors, self.header.dim)
         if not 1 <= k <= MAX_K:
             raise UsageError(f"{k} answers were asked for: ask for 1 to {MAX_K:,}")
-        now, allowed = self._searchable(_parsed(where))
+        now, allowed = self._searchable(where)
         return plan.answer(now, allowed, queries, k, ann_of=self._ann_of, limits=self.limits, exact=exact)
 
     def hits(self, ranking: Ranking) -> list[Hits]:
@@ -273,24 +274,32 @@ class LocalIndex(Index):
     def _current(self, *, with_log: bool) -> Snapshot:
         with self._reading:
             before = self._snapshot
+            with explained("reading the index"):
+                version = self._reader.data_version()
+            if before is not None and version == self._version and (before.log is not None or not with_log):
+                return before
             self._snapshot = now = snapshots.current(self._reader, self.path, self.header.dim, before, with_log=with_log)
+            self._version = version
             if before is None or before.generation != now.generation:
                 self._allowed.clear()
                 sealed = {(segment.row.number, segment.row.ann_sha256) for segment in now.segments}
                 self._anns = {key: value for key, value in self._anns.items() if key in sealed}
             return now
 
-    def _searchable(self, where: Filter | None) -> tuple[Snapshot, plan.Allowed]:
+    def _searchable(self, where: str | Filter | None) -> tuple[Snapshot, plan.Allowed]:
+        name = where if where is None or isinstance(where, str) else repr(where)  # of equal filters 1 and true would be one
         with self._reading:
             now = self._current(with_log=True)
-            if where not in self._allowed:
+            if name not in self._allowed:
+                parsed = _parsed(where)
                 with self._reader.reading():
-                    chosen = None if where is None else matching(self._reader, where)
-                self._allowed[where] = plan.allow(now, chosen, self._reader.bits)
-                while len(self._allowed) > max(FEWEST_REMEMBERED, REMEMBERED_BYTES // max(1, now.num_rows)):
+                    chosen = None if where is None else matching(self._reader, parsed)
+                self._allowed[name] = plan.allow(now, chosen, self._reader.bits)
+                each_bytes = max(1, now.num_rows + plan.FEW_BYTES * len(now.segments))
+                while len(self._allowed) > max(FEWEST_REMEMBERED, REMEMBERED_BYTES // each_bytes):
                     self._allowed.popitem(last=False)
-            self._allowed.move_to_end(where)
-            return now, self._allowed[where]
+            self._allowed.move_to_end(name)
+            return now, self._allowed[name]
 
     def _ann_of(self, segment: Segment) -> ann.Ann | None:
         row = segment.row

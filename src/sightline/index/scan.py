@@ -27,6 +27,8 @@ def exact_top(queries: FloatArray, vectors: FloatArray, k: int, allowed: BoolArr
     ``allowed`` ``[M]`` limits the rows. Equal similarities put the lower row first. Pads are -1 and -inf.
     """
     num_queries = max(1, MAX_CELLS // BLOCK_ROWS)
+    if 0 < len(queries) <= num_queries:
+        return _exact_top(queries, vectors, k, allowed)
     parts = [_exact_top(queries[start : start + num_queries], vectors, k, allowed) for start in range(0, len(queries), num_queries)]
     if not parts:
         return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
@@ -61,16 +63,15 @@ def _merge_block(
     if np.isnan(rough.max()):  # of a damaged vector, which no comparison below would keep
         np.nan_to_num(rough, copy=False, nan=np.inf)
     floor = best[:, -1]
-    if len(rows) > k and np.any(np.isneginf(floor)):
+    if len(rows) > k and floor.min() == -np.inf:
         floor = np.maximum(floor, np.partition(rough, len(rows) - k, axis=1)[:, len(rows) - k])
     # Whatever rounding could lift over the k-th best stays in, so that ties at the edge are settled by row, not by chance.
-    of_query, of_block = np.nonzero(rough >= (floor - ROUNDING)[:, None])
-    for query in np.unique(of_query):
-        mine = of_block[np.searchsorted(of_query, query) : np.searchsorted(of_query, query, side="right")]
-        similarity = np.concatenate(
-            [best[query], similarities_of(queries[query : query + 1], block[mine if places is None else places[mine]][None])[0]]
-        )
+    is_near = rough >= (floor - ROUNDING)[:, None]
+    for query in np.flatnonzero(is_near.any(axis=1)).tolist():
+        mine = np.flatnonzero(is_near[query])
+        similarity = similarities_of(queries[query : query + 1], block[mine if places is None else places[mine]][None])[0]
         candidates = np.concatenate([best_rows[query], rows[mine]])
+        similarity = np.concatenate([best[query], similarity])
         order = np.lexsort((candidates, -similarity))[:k]
         best_rows[query], best[query] = candidates[order], similarity[order]
 
@@ -87,6 +88,11 @@ def similarities_of(queries: FloatArray, candidates: FloatArray) -> FloatArray:
 
 def merge(rows: list[IntArray], similarity: list[FloatArray], k: int) -> tuple[IntArray, FloatArray]:
     """Return the ``k`` best of several answers to the same queries, each ``[Q, any]``: closest first, then lower id, pads last."""
-    all_rows, all_similarity = np.concatenate(rows, axis=1), np.concatenate(similarity, axis=1)
+    all_rows, all_similarity = (
+        (rows[0], similarity[0]) if len(rows) == 1 else (np.concatenate(rows, axis=1), np.concatenate(similarity, axis=1))
+    )
+    if len(all_rows) == 1:
+        first = np.lexsort((all_rows[0], -all_similarity[0]))[:k]
+        return all_rows[:, first], all_similarity[:, first]
     order = np.lexsort((all_rows, -all_similarity), axis=1)[:, :k]
     return np.take_along_axis(all_rows, order, axis=1), np.take_along_axis(all_similarity, order, axis=1)

@@ -318,6 +318,10 @@ class Store:
 
     # --- segments -------------------------------------------------------------------------------------------------------------
 
+    def data_version(self) -> int:
+        """Return a number that is another one once any other connection has written: a look at it costs less than a transaction."""
+        return int(self.connection.execute("PRAGMA data_version").fetchone()[0])
+
     def generation(self) -> int:
         """Return the number that every change raises."""
         return int(self.rows("SELECT value FROM state WHERE name = 'generation'")[0][0])
