@@ -61,6 +61,10 @@ def test_enough_images_of_each_class_stay() -> None:
     assert np.bincount(records.labels[images_to_hold_out(records, 0.4, 0)], minlength=3).tolist() == [2, 1, 0]  # type: ignore[index]
     assert np.bincount(records.labels[images_to_hold_out(records, 0.4, 0, keep=3)], minlength=3).tolist() == [2, 0, 0]  # type: ignore[index]
     with pytest.raises(
-        DataError, match=r"no class of there has more than 5 images, so none can be held out: .*lower images_per_class, .*validation=0"
+        DataError,
+        match=r"no class of there has more than 5 images, so none can be held out: .*lower images_per_class to 4, or .*validation=0",
     ):
         images_to_hold_out(records, 0.4, 0, keep=5)
+    assert images_to_hold_out(records, 0.4, 0, keep=4).any()  # the remedy that it names
+    with pytest.raises(DataError, match=r"a split to measure on \(in training keep the last model"):  # of two images none can be spared
+        images_to_hold_out(labelled(0, 0, 1, 1), 0.4, 0, keep=2)

@@ -65,9 +65,10 @@ def images_to_hold_out(records: Records, fraction: float, seed: int, *, keep: in
     require_classes(records, 1)
     counts = records.class_counts()
     if counts.max() <= keep:
+        lower = f"lower images_per_class to {counts.max() - 1}, or " if counts.max() > 2 else ""  # a pair takes two that stay
         raise DataError(
             f"no class of {records.root} has more than {counted(keep, 'image')}, so none can be held out: add images, or a split to "
-            "measure on (in training lower images_per_class, or keep the last model with validation=0)"
+            f"measure on (in training {lower}keep the last model with validation=0)"
         )
     num_held_out = np.minimum(np.maximum(1, np.round(fraction * counts)), np.maximum(0, counts - keep))
     assert records.labels is not None
