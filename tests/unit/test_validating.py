@@ -54,7 +54,7 @@ def test_of_more_classes_classes_are_held_out() -> None:
 def test_enough_images_of_each_class_stay_for_a_batch() -> None:
     found = divided(labelled(3, 3), "images_per_class=2", "validation=0.9")
     assert found.learning.class_counts().tolist() == [2, 2, 2]
-    with pytest.raises(DataError, match="lower images_per_class, or keep the last model with validation=0"):
+    with pytest.raises(DataError, match="lower images_per_class to 2, or keep the last model with validation=0"):
         divided(labelled(3, 3), "images_per_class=3")
     assert divided(labelled(3, 3), "images_per_class=3", "validation=0").validation is None  # the remedy that it names
 
