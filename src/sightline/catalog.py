@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from sightline.errors import UsageError, nearest
+from sightline.imports import load_meta_kernels
 
 RECIPES = {
     "irt/cub": "sightline.methods.irt:cub",
@@ -143,6 +144,7 @@ def find(table: str, name: str) -> Any:
         module, _, attribute = where.partition(":")
         return getattr(importlib.import_module(module), attribute)
     for point in entry_points(group=f"sightline.{table}", name=name):
+        load_meta_kernels()  # it may compile
         return point.load()
     kind = table.removesuffix("s").replace("_", " ")
     raise UsageError(f"unknown {kind} '{name}'{nearest(name, names(table))}")

@@ -1,4 +1,4 @@
-"""What a cold start need not wait for: torch's compiler, and the collection of garbage while modules are loaded."""
+"""What a cold start need not wait for: torch's compiler, its kernels for shapes alone, and the collection of garbage meanwhile."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-COMPILER = "torch._dynamo"
+COMPILER, META_KERNELS = "torch._dynamo", "torch._meta_registrations"
 
 
 @contextmanager
@@ -51,6 +51,28 @@ def compiler_later() -> Iterator[None]:
         _withdraw()
 
 
+@contextmanager
+def meta_kernels_later() -> Iterator[None]:
+    """Let torch be imported within without its kernels for the meta device, a quarter of its time: shapes without values, and compilers, need them.
+
+    Whatever may need them afterwards is behind a call of ``load_meta_kernels``: plug-ins too.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules[META_KERNELS] = ModuleType(META_KERNELS)
+    try:
+        yield
+    finally:
+        del sys.modules[META_KERNELS]
+
+
+def load_meta_kernels() -> None:
+    """Load torch's kernels for the meta device where a cold start has put them off. Torch's compiler does not load before them."""
+    if "torch" in sys.modules:
+        importlib.import_module(META_KERNELS)
+
+
 def _stand_in(name: str, **known: Callable[..., Any]) -> ModuleType:
     """Return a module of what is known; asked for anything else it makes room for the real one."""
     module = ModuleType(name)
@@ -59,6 +81,7 @@ def _stand_in(name: str, **known: Callable[..., Any]) -> ModuleType:
         if attribute.startswith("__"):  # the import itself asks for __path__
             raise AttributeError(attribute)
         _withdraw()
+        load_meta_kernels()
         return getattr(importlib.import_module(name), attribute)
 
     module.__dict__.update(known, __getattr__=real, stands_in=True)
@@ -72,6 +95,7 @@ def _withdraw() -> None:
 
 
 def _is_compile_supported(device_type: Any) -> Any:
+    load_meta_kernels()
     return importlib.import_module(f"{COMPILER}.utils").is_compile_supported(device_type)
 
 
@@ -81,6 +105,7 @@ def _disable_later(function: Callable[..., Any], recursive: bool = True, *, reas
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         if not made:
+            load_meta_kernels()
             made.append(importlib.import_module(COMPILER).disable(function, recursive, reason=reason))
         return made[0](*arguments, **named)
 

@@ -12,7 +12,7 @@ import typer
 
 from sightline.cli.options import Backbone, Device, Json, Model, PrecisionOption, command_line, note, parse_box, print_json, with_backbone
 from sightline.errors import DataError, UsageError
-from sightline.imports import without_collecting
+from sightline.imports import meta_kernels_later, without_collecting
 
 
 def embed(
@@ -28,7 +28,7 @@ def embed(
 
     Example: sightline embed runs/mine --images photos/ --out vectors.parquet
     """
-    with without_collecting():
+    with without_collecting(), meta_kernels_later():
         from sightline.workflows import searching
 
     model = with_backbone(model, backbone)
@@ -75,7 +75,7 @@ def index(
 
     Example: sightline index photos.index --model runs/mine --images photos/
     """
-    with without_collecting():
+    with without_collecting(), meta_kernels_later():
         from sightline.workflows import indexing
 
     model = with_backbone(model, backbone)
@@ -143,7 +143,7 @@ def search(
     from_input = asked == [Path("-")]
     if from_input and (html is not None or box):
         raise UsageError(f"{'--html' if html is not None else '--box'} goes with pictures that are named, not with those of standard input")
-    with without_collecting():
+    with without_collecting(), meta_kernels_later():
         from sightline.workflows import searching
 
     model = with_backbone(model, backbone)

@@ -12,6 +12,7 @@ import timm
 import torch
 
 from sightline import runtime
+from sightline.imports import load_meta_kernels
 
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1152: "so400m", 1536: "giant"}
 """What timm calls a ViT of a width."""
@@ -129,6 +130,7 @@ def _candidates(weights: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _agrees(name: str, weights: Mapping[str, torch.Tensor]) -> bool:
     """Return whether the network has the blocks and the widths of the weights."""
+    load_meta_kernels()
     with torch.device("meta"):
         own = timm.create_model(name, num_classes=0).state_dict()
     if "visual.conv1.weight" in weights:
