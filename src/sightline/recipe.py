@@ -192,9 +192,8 @@ class DataSpec:
     negatives: int = 5  # negatives a tuple
     query_size: int = 2_000  # tuples an epoch
     pool_size: int = 22_000  # images that an epoch's negatives are mined from
-    validation: float = (
-        0.1  # share of the training classes held out to select the model, of few classes and to classify of each one's images; 0: none
-    )
+    # Share of the training classes, at least two, held out to choose the model; of two or three classes, and to classify, of each one's images.
+    validation: float = 0.1
     share: float = 1.0  # of each class's images, to learn from: a smaller share is a part of every larger one
     workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
 

@@ -291,7 +291,7 @@ MISTAKES: list[tuple[Sequence[str], str]] = [
     ([*TRAIN, "MISSING"], "does not exist"),
     ([*TRAIN, "ONE"], "has 1 class ('only'), 2 are needed"),
     ([*TRAIN, "FEW", "validation=0"], "fewer than 2 images"),
-    ([*TRAIN, "PHOTOS", "classes_per_batch=16"], "lower it with --set classes_per_batch=4"),
+    ([*TRAIN, "PHOTOS", "classes_per_batch=16"], "lower it with --set classes_per_batch=6"),
     ([*TRAIN, "UNREADABLE", "validation=0", "classes_per_batch=2"], "can be read"),
     ([*TRAIN, "PHOTOS", "--device", "cuda"], "no CUDA GPU is usable here: use --device cpu"),
     ([*TRAIN, "PHOTOS", "--device", "cudda"], "unknown device 'cudda'"),

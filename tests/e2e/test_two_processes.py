@@ -58,7 +58,7 @@ for port, (name, settings) in zip(ports.split(), json.loads(objectives).items(),
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
-    for label in range(4):
+    for label in range(5):
         (root / f"class{label}").mkdir()
         for number in range(4):
             Image.fromarray(random.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(root / f"class{label}" / f"{number}.png")

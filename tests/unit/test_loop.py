@@ -21,6 +21,7 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.train import checkpoint
+from sightline.train.choice import Validation
 from sightline.train.loop import Loop
 from sightline.train.optim import build_optimizer, rate_at
 
@@ -76,8 +77,8 @@ def interrupted_after(number: int) -> Iterator[Batch]:
 def test_resumed_equals_uninterrupted_bit_for_bit(objective: str, tmp_path: Path) -> None:
     recipe = replace(RECIPE, objective=objective)
 
-    def validate(encoder: Encoder) -> dict[str, float]:
-        return {"map@r": float(sum(p.sum() for p in encoder.parameters()).detach())}
+    def validate(encoder: Encoder) -> Validation:
+        return Validation({"map@r": float(sum(p.sum() for p in encoder.parameters()).detach())})
 
     whole = loop(tmp_path / "whole", recipe=recipe, validate=validate).run()
     first = loop(tmp_path / "parts", recipe=recipe, validate=validate, batches=lambda _: interrupted_after(4)).run()
@@ -203,10 +204,10 @@ def test_divergence_is_diagnosed_and_the_checkpoint_before_it_kept(tmp_path: Pat
 
 def test_the_start_is_measured_and_kept_where_no_step_beats_it(tmp_path: Path) -> None:
     said = iter([0.5, 0.4, 0.5])
-    running = loop(tmp_path, replace(SPEC, ema=0.0), validate=lambda _: {"map@r": next(said)})
+    running = loop(tmp_path, replace(SPEC, ema=0.0), validate=lambda _: Validation({"map@r": next(said)}))
     start = {name: value.clone() for name, value in running.encoder().state_dict().items()}
     progress = running.run()
-    assert (progress.best, progress.best_step, progress.start) == (0.5, 0, 0.5)
+    assert (progress.best, progress.best_step, progress.start and progress.start.value) == (0.5, 0, 0.5)
     kept = model_folder.load(tmp_path).state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in start.items())
     assert not torch.equal(next(iter(running.encoder().parameters())), next(iter(start.values())))
@@ -214,12 +215,21 @@ def test_the_start_is_measured_and_kept_where_no_step_beats_it(tmp_path: Path) -
     assert [(line["step"], line["validation/map@r"]) for line in lines if "validation/map@r" in line] == [(0, 0.5), (4, 0.4), (8, 0.5)]
 
 
+def test_a_model_that_falls_below_the_start_by_any_measure_is_not_chosen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = iter([{"map@r": 0.5, "recall@1": 0.8}, {"map@r": 0.9, "recall@1": 0.79}, {"map@r": 0.6, "recall@1": 0.8}])
+    measure = {"validate": lambda _: Validation(next(said))}
+    assert loop(tmp_path, batches=lambda _: interrupted_after(4), **measure).run().best_step == 0
+    assert "recall@1 0.7900 is below the start's 0.8000" in capfd.readouterr().err
+    progress = loop(tmp_path, resume=True, **measure).run()  # what it must not fall below is in the checkpoint
+    assert (progress.best, progress.best_step) == (0.6, 8)
+
+
 def test_a_run_that_goes_on_knows_its_start_and_does_not_ask_again(tmp_path: Path) -> None:
     said = iter([0.3, 0.2, 0.4])
-    measure = {"validate": lambda _: {"map@r": next(said)}}
+    measure = {"validate": lambda _: Validation({"map@r": next(said)})}
     assert loop(tmp_path, batches=lambda _: interrupted_after(4), **measure).run().step == 5
     progress = loop(tmp_path, resume=True, **measure).run()
-    assert (progress.start, progress.best, progress.best_step) == (0.3, 0.4, 8)
+    assert (progress.start and progress.start.value, progress.best, progress.best_step) == (0.3, 0.4, 8)
 
 
 def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:
@@ -284,7 +294,7 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_validation_that_measures_nothing_chooses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    progress = loop(tmp_path, validate=lambda _: {"map@r": math.nan}).run()
+    progress = loop(tmp_path, validate=lambda _: Validation({"map@r": math.nan})).run()
     assert (progress.best_step, progress.start, progress.measured) == (-1, None, {})
     told = capsys.readouterr().err
     assert "validation measures nothing" in told

@@ -31,6 +31,7 @@ from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.settings import override
 from sightline.train import checkpoint
+from sightline.train.choice import Validation
 from sightline.train.loop import Loop
 
 CPU = torch.device("cpu")
@@ -191,9 +192,9 @@ def test_the_best_model_is_kept_and_not_the_last(ema: float, tmp_path: Path) -> 
     told = {0: 0.1, 2: 0.5, 4: 0.9, 6: 0.3}
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
-    def validate(encoder: Encoder) -> dict[str, float]:
+    def validate(encoder: Encoder) -> Validation:
         seen[running.progress.step] = weights_of(encoder)
-        return {"map@r": told[running.progress.step]}
+        return Validation({"map@r": told[running.progress.step]})
 
     running = Loop(irt(), labelled, replace(SPEC, ema=ema), tmp_path, device=CPU, validate=validate)
     done = running.run()
@@ -248,7 +249,7 @@ def test_without_labels_the_last_teacher_is_delivered_and_never_the_student(sett
     method = dino(*settings)
     told = iter([0.9, 0.5, 0.4, 0.3, 0.2])
     spec = replace(SPEC, steps=4, lr=1e-3)
-    running = Loop(method, crops, spec, tmp_path, device=CPU, validate=lambda _: {"knn": next(told)})
+    running = Loop(method, crops, spec, tmp_path, device=CPU, validate=lambda _: Validation({"knn": next(told)}))
     running.run()
     kept = weights_of(model_folder.load(tmp_path / "model"))
     assert same(kept, weights_of(method.teacher.encoder))

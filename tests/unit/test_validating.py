@@ -19,7 +19,7 @@ from sightline.methods.irt import IRTRecipe
 from sightline.nn.encoder import Encoder
 from sightline.train.card import model_card
 from sightline.workflows.training import named_recipe
-from sightline.workflows.validating import Material, material, validator
+from sightline.workflows.validating import Material, fitted, material, validator
 
 
 def labelled(num_classes: int, per_class: int, splits: tuple[str, ...] | None = None, root: Path = Path("there")) -> Records:
@@ -34,8 +34,8 @@ def divided(records: Records, *settings: str) -> Material:
     return material(records, recipe, kind)
 
 
-@pytest.mark.parametrize("num_classes", [2, 4, 9, 14])
-def test_of_few_classes_images_are_held_out_and_asked_against_the_rest(num_classes: int) -> None:
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_of_two_or_three_classes_images_are_held_out_and_asked_against_the_rest(num_classes: int) -> None:
     found = divided(labelled(num_classes, 5))
     assert found.validation is not None
     assert found.learning.num_classes == found.validation.num_classes == num_classes
@@ -44,11 +44,25 @@ def test_of_few_classes_images_are_held_out_and_asked_against_the_rest(num_class
     assert not set(found.learning.paths) & set(found.validation.paths)
 
 
-def test_of_more_classes_classes_are_held_out() -> None:
-    found = divided(labelled(20, 3))
+@pytest.mark.parametrize("num_classes", [4, 9, 20])
+def test_of_more_classes_classes_are_held_out(num_classes: int) -> None:
+    found = divided(labelled(num_classes, 3))
     assert found.validation is not None
-    assert (found.validation.num_classes, found.learning.num_classes) == (2, 18)
+    assert (found.validation.num_classes, found.learning.num_classes) == (2, num_classes - 2)
     assert (found.held_out, found.asks_training) == ("held-out classes", False)
+
+
+def test_a_batch_takes_the_classes_that_validation_leaves_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = named_recipe("irt/folder", ["classes_per_batch=4", "images_per_class=2"])
+    kind: type[Method] = catalog.find("methods", "irt")
+    four, six = labelled(4, 3), labelled(6, 3)
+    assert fitted(recipe, material(four, recipe, kind)).data.classes_per_batch == 2
+    assert "2 of 4 classes are held out to choose the model: a batch takes the 2 left" in caplog.text
+    assert fitted(recipe, material(six, recipe, kind)) == recipe
+    without = replace(recipe, data=replace(recipe.data, validation=0.0))
+    assert fitted(without, material(four, without, kind)) == without
+    with pytest.raises(DataError, match="a batch wants 4 classes but 3 are there for training: lower it with --set classes_per_batch=3"):
+        material(labelled(3, 6), recipe, kind)
 
 
 def test_enough_images_of_each_class_stay_for_a_batch() -> None:
@@ -99,12 +113,12 @@ def test_validation_measures_what_can_be_wrong_and_nothing_else(tmp_path: Path) 
     encoder = Encoder(recipe.model, recipe.image)
     measure = validator(found, recipe, "map@r", BadFiles())
     assert measure is not None
-    assert 0 <= measure(encoder)["map@r"] <= 1
+    assert 0 <= measure(encoder).value <= 1
     assert found.validation is not None
     for row in range(len(found.learning)):
         if found.learning.labels is not None and found.learning.labels[row]:
             found.learning.file(row).unlink()
-    assert np.isnan(measure(encoder)["map@r"])  # what is left to find is of one class
+    assert np.isnan(measure(encoder).value)  # what is left to find is of one class
 
 
 def test_the_card_says_held_out_classes_only_where_they_are() -> None:

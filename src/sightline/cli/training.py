@@ -69,7 +69,12 @@ def _tell_training(trained: Trained, out: Path, as_json: bool) -> None:
         of_the_model = (
             {trained.chosen_by: progress.best, "step": progress.best_step} if progress.best_step >= 0 else progress.measured or None
         )
-        about = {"run": str(out), "steps": progress.step, "stopped_by": progress.stopped_by, "start": progress.start}
+        about = {
+            "run": str(out),
+            "steps": progress.step,
+            "stopped_by": progress.stopped_by,
+            "start": progress.start and progress.start.value,
+        }
         print_json({**about, "validation": of_the_model, "bad_files": trained.num_bad})
     if trained.num_bad:
         note(f"{counted(trained.num_bad, 'file')} could not be read: see {out / 'bad_files.jsonl'}")
@@ -84,7 +89,7 @@ def _how_good(trained: Trained) -> str:
     progress = trained.progress
     if trained.chosen_by == "last":
         now = next(iter(progress.measured.values()), None)
-        return "" if now is None or progress.start is None else f", k-NN accuracy {now:.4f} (at the start {progress.start:.4f})"
+        return "" if now is None or progress.start is None else f", k-NN accuracy {now:.4f} (at the start {progress.start.value:.4f})"
     if progress.best_step < 0:
         return ""
     measure = {"accuracy@1": "accuracy", "miou": "mIoU"}.get(trained.chosen_by, "MAP@R")
@@ -94,7 +99,7 @@ def _how_good(trained: Trained) -> str:
             f": no step beat the start ({measure} {progress.best:.4f} on {held_out}), the start is kept; "
             "--set validation=0 keeps the last step instead"
         )
-    start = "" if progress.start is None or progress.best_step == 0 else f", at the start {progress.start:.4f}"
+    start = "" if progress.start is None or progress.best_step == 0 else f", at the start {progress.start.value:.4f}"
     return f", the best on {held_out} (step {progress.best_step}, {measure} {progress.best:.4f}{start})"
 
 

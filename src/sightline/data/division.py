@@ -38,14 +38,14 @@ def require_per_class(records: Records, num_per_class: int) -> None:
 
 
 def hold_out_classes(records: Records, fraction: float, seed: int) -> tuple[Records, Records] | None:
-    """Return (training, validation) records that share no class: about ``fraction`` of the classes are held out, by ``seed`` alone.
+    """Return (training, validation) records that share no class: about ``fraction`` of the classes and at least two, by ``seed`` alone.
 
     Only classes of two images or more are held out: a single one has nothing to be found. None where one of the two would have fewer
     than two classes: with one class every answer is right, whatever the model.
     """
     counts = records.class_counts()
     eligible = np.flatnonzero(counts >= 2)
-    num_held_out = min(round(fraction * records.num_classes), len(eligible), records.num_classes - 2)
+    num_held_out = min(max(2, round(fraction * records.num_classes)), len(eligible), records.num_classes - 2)
     if num_held_out < 2:
         return None
     assert records.labels is not None

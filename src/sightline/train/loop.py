@@ -25,13 +25,11 @@ from sightline.nn.encoder import Encoder
 from sightline.progress import Bar, Meter
 from sightline.recipe import TrainSpec
 from sightline.train import checkpoint
+from sightline.train.choice import Validate, Validation
 from sightline.train.compute import Compute
 from sightline.train.optim import build_optimizer, clip_each, set_rate
 from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
-
-Validate = Callable[[Encoder], Mapping[str, float]]
-"""Measures an encoder on what is held out; the first value chooses the model, higher is better, NaN chooses nothing. It is asked before the first step too."""
 
 
 class Epochs(Protocol):
@@ -64,7 +62,7 @@ class Progress:
     step: int = 0  # steps done
     best: float = -math.inf
     best_step: int = -1  # 0 is the start itself
-    start: float | None = None  # what validation said before the first step; runs of older versions did not ask
+    start: Validation | None = None  # what validation said before the first step; runs of older versions did not ask
     measured: dict[str, float] = field(default_factory=dict)  # by the latest validation, with its step
     epoch: int = -1  # the epoch that was last refreshed
     compute: Compute = field(default_factory=Compute)
@@ -72,13 +70,13 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "start": self.start, "epoch": self.epoch}
-        return {**kept, "measured": self.measured, "compute": asdict(self.compute)}
+        kept = {"step": self.step, "best": self.best, "best_step": self.best_step, "epoch": self.epoch}
+        return {**kept, "start": self.start and self.start.state(), "measured": self.measured, "compute": asdict(self.compute)}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Progress:
         """Return the progress that ``state`` returned."""
-        return cls(**{**state, "compute": Compute(**state.get("compute", {}))})
+        return cls(**{**state, "start": Validation.of(state.get("start")), "compute": Compute(**state.get("compute", {}))})
 
 
 class Loop:
@@ -277,23 +275,30 @@ class Loop:
             self._note_measured(self.validate(self.encoder()), log, bar)
         barrier()
 
-    def _note_measured(self, measured: Mapping[str, float], log: MetricsLog | None, bar: Bar) -> None:
-        name, value = next(iter(measured.items()))
+    def _note_measured(self, found: Validation, log: MetricsLog | None, bar: Bar) -> None:
+        name, value = next(iter(found.metrics)), found.value
         if math.isnan(value):  # it chooses nothing, and is no number to tell
             bar.say(f"step {self.progress.step}: validation measures nothing: of the held-out images that can be read none can be wrong")
             return
         self.progress.measured = {name: value, "step": self.progress.step}
-        if self.progress.step == 0:
-            self.progress.start = value
-        chosen = self.method.chosen_by != "last" and value > self.progress.best
-        if chosen:
-            self.progress.best, self.progress.best_step = value, self.progress.step
-        if chosen and self.folder is not None:
-            model_folder.save(self.encoder(), self.folder / "model")
+        note = self._choose(found)
         if log is not None:
-            log.write(self.progress.step, {f"validation/{key}": number for key, number in measured.items()})
-        note = "" if not chosen else " (best so far)" if self.progress.step else " (the start)"
-        bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{note}")
+            log.write(self.progress.step, {f"validation/{key}": number for key, number in found.metrics.items()})
+        bar.say(f"step {self.progress.step}: validation {name} {value:.4f}{note and f' ({note})'}")
+
+    def _choose(self, found: Validation) -> str:
+        """Keep the model where it is the best so far and beats the start; return in words what came of it."""
+        if self.progress.step == 0:
+            self.progress.start = found
+        if self.method.chosen_by == "last" or found.value <= self.progress.best:
+            return ""
+        objection = found.objection(self.progress.start) if self.progress.step and self.progress.start is not None else ""
+        if objection:
+            return objection
+        self.progress.best, self.progress.best_step = found.value, self.progress.step
+        if self.folder is not None:
+            model_folder.save(self.encoder(), self.folder / "model")
+        return "best so far" if self.progress.step else "the start"
 
     def _save(self) -> None:
         self._take_time()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -25,7 +25,8 @@ from sightline.nn.encoder import Encoder
 from sightline.nn.segmenter import Segmenter
 from sightline.recipe import Recipe
 from sightline.train import checkpoint
-from sightline.train.loop import Loop, Validate
+from sightline.train.choice import Validate, Validation
+from sightline.train.loop import Loop
 from sightline.train.parallel import process_group
 from sightline.workflows import run_folder, training
 from sightline.workflows.common import write_bad_files
@@ -85,7 +86,7 @@ class Lesson:
             return None
         measured = spread(self.validation, MOST_VALIDATED)
 
-        def segmentation(encoder: Encoder) -> Mapping[str, float]:
+        def segmentation(encoder: Encoder) -> Validation:
             head = cast(Segmenter, encoder.segmenter)
             how = {"short_px": encoder.image.resized_px, "slide_px": head.spec.slide_px, "batch": recipe.data.images_per_batch}
             label = labeller(encoder, self.data, precision=recipe.train.precision, **how)
@@ -95,7 +96,7 @@ class Lesson:
                 raise DataError(
                     f"no image held out of {self.data.root} has a labelled pixel that can be read ({first}): repair it, or set validation=0"
                 )
-            return {"miou": confusion.miou, "pixel_accuracy": confusion.pixel_accuracy}
+            return Validation({"miou": confusion.miou, "pixel_accuracy": confusion.pixel_accuracy})
 
         return segmentation
 

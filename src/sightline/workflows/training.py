@@ -32,7 +32,7 @@ from sightline.workflows.common import read_data, write_bad_files
 from sightline.workflows.expecting import foretell
 from sightline.workflows.reducing import require_head
 from sightline.workflows.run_folder import copy_state, finish_model, held_to_data, note_compute, open_run, present, rows_used
-from sightline.workflows.validating import Material, material, validator
+from sightline.workflows.validating import Material, fitted, material, validator
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ def train(
     goes_on = after is not None or (resume and (run / checkpoint.NAME).exists())
     rows = held_to_data(after or run, rows_used(records, needs_labels=kind.needs_labels), goes_on=goes_on)
     found = material(records, recipe, kind)
-    learning = found.learning
+    learning, recipe = found.learning, fitted(recipe, found)
     labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
     epochs = _epochs(learning, recipe, bad_files)
     with process_group(where) as ranks:

@@ -5,11 +5,13 @@ A measure that cannot be wrong is none: what is held out always shows at least t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sightline import runtime
 from sightline.contracts import FloatArray, IntArray
 from sightline.data.division import hold_out_classes, images_to_hold_out, require_classes, require_per_class, share_of_images
 from sightline.data.images import BadFiles
@@ -21,11 +23,15 @@ from sightline.methods.base import Measure, Method
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, Recipe
 from sightline.search.embed import embed_records
-from sightline.train.loop import Validate
+from sightline.train.choice import Validate, Validation
 from sightline.workflows.common import training_split
+
+log = logging.getLogger(__name__)
 
 EMBED_LIMIT = 4_096
 """Most validation images measured during training: enough to rank models, few enough not to slow the run."""
+
+HELD_OUT_CLASSES = "held-out classes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,7 @@ class Material:
 def material(records: Records, recipe: Recipe, kind: type[Method]) -> Material:
     """Return what a run of ``recipe`` learns from and what it holds out.
 
-    A split called val is held out where there is one. Else a share of the classes is, where that is two or more; and of fewer classes,
+    A split called val is held out where there is one. Else a share of the classes is, at least two; and of two or three classes,
     as of every classifier's, a share of each one's images.
 
     Raises:
@@ -61,12 +67,30 @@ def material(records: Records, recipe: Recipe, kind: type[Method]) -> Material:
     if data.tuples_per_batch or data.images_per_batch:
         return found
     require_per_class(learning, data.images_per_class)
-    if learning.num_classes < data.classes_per_batch:
+    if learning.num_classes + _num_apart(found) < data.classes_per_batch:
         raise DataError(
-            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes} are left for training: "
-            f"lower it with --set classes_per_batch={learning.num_classes}"
+            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes + _num_apart(found)} are there for training: "
+            f"lower it with --set classes_per_batch={learning.num_classes + _num_apart(found)}"
         )
     return found
+
+
+def fitted(recipe: Recipe, found: Material) -> Recipe:
+    """Return the recipe with no more classes a batch than are left where validation holds some out, which is said."""
+    data, left = recipe.data, found.learning.num_classes
+    if not _num_apart(found) or data.tuples_per_batch or data.images_per_batch or left >= data.classes_per_batch:
+        return recipe
+    if runtime.ranks().is_main:
+        log.warning(
+            "%d of %d classes are held out to choose the model: a batch takes the %d left, not classes_per_batch=%d; validation=0 learns from all",
+            _num_apart(found), left + _num_apart(found), left, data.classes_per_batch,
+        )  # fmt: skip
+    return replace(recipe, data=replace(data, classes_per_batch=left))
+
+
+def _num_apart(found: Material) -> int:
+    """Return the number of classes that are held out of training."""
+    return found.validation.num_classes if found.validation is not None and found.held_out == HELD_OUT_CLASSES else 0
 
 
 def _divided(records: Records, data: DataSpec, chosen_by: Measure) -> Material:
@@ -88,7 +112,7 @@ def _divided(records: Records, data: DataSpec, chosen_by: Measure) -> Material:
         return Material(learning, validation, _val_split(learning, validation))
     parts = None if chosen_by == "accuracy@1" else hold_out_classes(learning, data.validation, 0)
     if parts is not None:
-        return Material(*parts, "held-out classes")
+        return Material(*parts, HELD_OUT_CLASSES)
     sampled = not (data.tuples_per_batch or data.images_per_batch)
     is_held_out = images_to_hold_out(learning, data.validation, 0, keep=data.images_per_class if sampled else 1)
     words = "held-out images of the classes that were learnt from"
@@ -154,17 +178,17 @@ def validator(found: Material, recipe: Recipe, chosen_by: Measure, bad_files: Ba
     assert validation.labels is not None
     precision = recipe.train.precision
 
-    def neighbours(encoder: Encoder) -> Mapping[str, float]:
+    def neighbours(encoder: Encoder) -> Validation:
         voting, asked = (embed_records(encoder, part, bad_files, precision=precision, show=False) for part in (learning, validation))
         assert learning.labels is not None and validation.labels is not None  # noqa: PT018
         said = probes.knn(voting.vectors, learning.labels[voting.rows], asked.vectors)
         can_err = len(np.unique(learning.labels[voting.rows])) > 1
-        return {"knn": float(np.mean(said == validation.labels[asked.rows])) if can_err else float("nan")}
+        return Validation({"knn": float(np.mean(said == validation.labels[asked.rows])) if can_err else float("nan")})
 
-    def accuracy(encoder: Encoder) -> Mapping[str, float]:
-        return measure_accuracy(encoder, validation, bad_files, precision=precision, show=False).metrics
+    def accuracy(encoder: Encoder) -> Validation:
+        return Validation(measure_accuracy(encoder, validation, bad_files, precision=precision, show=False).metrics)
 
-    def retrieval(encoder: Encoder) -> Mapping[str, float]:
+    def retrieval(encoder: Encoder) -> Validation:
         asked = embed_records(encoder, validation, bad_files, precision=precision, show=False)
         assert validation.labels is not None
         gallery: tuple[FloatArray, IntArray] | tuple[()] = ()
@@ -174,8 +198,10 @@ def validator(found: Material, recipe: Recipe, chosen_by: Measure, bad_files: Ba
             gallery = (searched.vectors, learning.labels[searched.rows])
         ranks = metrics.positive_ranks(asked.vectors, validation.labels[asked.rows], *gallery)
         if not ranks.fallible.any():
-            return {"map@r": float("nan"), "recall@1": float("nan")}
-        return metrics.means({"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)})
+            return Validation({"map@r": float("nan"), "recall@1": float("nan")})
+        scores = metrics.map_at_r(ranks)
+        means = metrics.means({"map@r": scores, "recall@1": metrics.recall_at(ranks, 1)})
+        return Validation(means, scores[~np.isnan(scores)])
 
     return {"accuracy@1": accuracy, "map@r": retrieval, "last": neighbours}[chosen_by]
 
