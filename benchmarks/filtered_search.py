@@ -3,12 +3,14 @@
     export OPENBLAS_NUM_THREADS=1                                 # one thread for the products too; FAISS's are set here
     python benchmarks/filtered_search.py                          # every set, graph and lists, with the peers
     python benchmarks/filtered_search.py --set classes-40000 --kind hnsw --no-peers
+    python benchmarks/filtered_search.py --vectors photos.parquet # descriptors that `sightline embed` wrote; a picture's class is its folder
     python benchmarks/filtered_search.py --quick                  # 5,000 rows: whether it runs
 
 "classes" has 40 classes whose members have a cosine of 0.8; "clustered" 4,000 clusters of Zipf-like sizes and a decaying spectrum,
 in 40 classes by the place of their centres; "manifold" is a curved 24-dimensional surface without clusters, in 40 regions. Queries are drawn
 like the rows and are not among them. "nearest N % out" leaves out the rows closest to one of four places, and is asked by the queries closest
-to it. Recall is against exact search over the rows that the filter leaves; the process ends with 1 where a row of Sightline is below 0.99.
+to it. Of descriptors in a file one in twenty is held out to ask (at most 1,000), and a graph is built however few they are.
+Recall is against exact search over the rows that the filter leaves; the process ends with 1 where a row of Sightline is below 0.99.
 
 "a call each" is one query after the other on one thread, "together" all queries of a filter in one call on one thread, both with the filter
 known; "first" is what a filter takes that was never asked before. Times are the processor's, since other programs may be running. How
@@ -32,6 +34,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow.parquet as parquet
 from _common import table
 from search import clustered_with_centres, manifold_with_places, unit
 
@@ -111,9 +114,16 @@ DATA: dict[str, Callable[[int, int, np.random.Generator], tuple[np.ndarray, np.n
 }
 
 
-def make_set(name: str, kind: str, num: int, dim: int) -> Set:
-    random = np.random.default_rng(0)
-    vectors, label = DATA[kind](num + 2_000, dim, random)
+def photographs(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the vectors of a file in random order, and the number of each one's folder."""
+    columns = parquet.read_table(file).to_pydict()
+    order = np.random.default_rng(1).permutation(len(columns["path"]))
+    folders = np.array([str(Path(path).parent) for path in columns["path"]])
+    return np.array(columns["vector"], np.float32)[order], np.unique(folders, return_inverse=True)[1][order]
+
+
+def make_set(name: str, vectors: np.ndarray, label: np.ndarray, num: int, random: np.random.Generator) -> Set:
+    """Return the first ``num`` rows as the collection and those behind them as what asks."""
     vectors, held_out, label, held_label = vectors[:num].copy(), vectors[num:].copy(), label[:num], label[num:]
     places = held_out[-NUM_PLACES:]
     closer = np.stack([np.argsort(np.argsort(-(vectors @ place), kind="stable")) for place in places])
@@ -124,6 +134,18 @@ def make_set(name: str, kind: str, num: int, dim: int) -> Set:
     return Set(name, *ranks, queries @ vectors.T, around @ vectors.T)
 
 
+def sets(options: argparse.Namespace) -> Iterator[Set]:
+    if options.vectors is not None:
+        vectors, label = photographs(options.vectors)
+        num = len(vectors) - min(NUM_QUERIES, len(vectors) // 20)
+        yield make_set(options.vectors.stem, vectors, label, num, np.random.default_rng(0))
+        return
+    for name in options.set or SETS:
+        kind, num, dim = SETS[name]
+        num, random = 5_000 if options.quick else num, np.random.default_rng(0)
+        yield make_set(name, *DATA[kind](num + 2_000, dim, random), num, random)
+
+
 def shared(data: Set, where: str | None, mask: np.ndarray, plain: tuple[str, str, int] | None) -> list[Ask]:
     return [Ask(data.queries, data.similarity, where, mask, plain)]
 
@@ -131,7 +153,7 @@ def shared(data: Set, where: str | None, mask: np.ndarray, plain: tuple[str, str
 def by_class(data: Set, relation: str, shift: int) -> list[Ask]:
     found = []
     for own in np.unique(data.asked):
-        mine, other = data.asked == own, int(own + shift) % NUM_CLASSES
+        mine, other = data.asked == own, int(own + shift) % int(data.label.max() + 1)
         mask = data.label == other if relation == "=" else data.label != other
         if mask.any():
             found.append(Ask(data.queries[mine], data.similarity[mine], f"label {relation} {other}", mask, ("label", relation, other)))
@@ -188,7 +210,7 @@ def queries_per_s(asks: list[Ask], search: Callable[[Ask, np.ndarray], Any]) -> 
 
 
 def measure_sightline(folder: Path, data: Set, kind: str) -> Iterator[dict[str, Any]]:
-    limits = Limits() if kind == "hnsw" else Limits(ivf_rows=1)
+    limits = Limits(ann_rows=min(Limits().ann_rows, len(data.vectors)), ivf_rows=Limits().ivf_rows if kind == "hnsw" else 1)
     with Index.create(folder, dim=data.vectors.shape[1], fingerprint="benchmark", limits=limits) as index:
         for first in range(0, len(data.vectors), 2_000):
             rows = range(first, min(first + 2_000, len(data.vectors)))
@@ -350,6 +372,7 @@ def as_table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=sorted(SETS), action="append", help="one set only; may be repeated")
+    parser.add_argument("--vectors", type=Path, help="a .parquet file of `sightline embed` in place of the made sets")
     parser.add_argument("--kind", choices=["hnsw", "ivf"], action="append", help="one search structure only")
     parser.add_argument("--peer", choices=sorted(PEERS), action="append", help="one peer only; may be repeated")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
@@ -369,9 +392,7 @@ def main() -> None:
         )
     )
     rows: list[dict[str, Any]] = []
-    for name in options.set or SETS:
-        kind, num, dim = SETS[name]
-        data = make_set(name, kind, 5_000 if options.quick else num, dim)
+    for data in sets(options):
         for structure in () if options.only_peers else options.kind or ("hnsw", "ivf"):
             with tempfile.TemporaryDirectory() as folder:
                 rows += told(measure_sightline(Path(folder) / "index", data, structure))
