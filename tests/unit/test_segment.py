@@ -322,6 +322,6 @@ def test_the_measure_of_training_is_the_protocols(trained: Encoder, garden: Path
     lesson = read_lesson(garden, chosen, BadFiles())
     validate = replace(lesson, validation=lesson.data.val).validate(chosen, BadFiles())
     assert validate is not None
-    assert validate(trained) == Protocol().measure(trained, garden, BadFiles(), precision="fp32").metrics
+    assert validate(trained).metrics == Protocol().measure(trained, garden, BadFiles(), precision="fp32").metrics
     assert next(iter(lesson.batches(chosen, 0, runtime.ranks(), BadFiles()))).images.shape == (4, 3, 32, 32)
     assert SegmenterSpec() == catalog.find("recipes", "segment/fpn")().segmenter
