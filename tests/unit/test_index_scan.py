@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sightline.index import scan
+from sightline.index.ann import Effort
 from sightline.index.calibrate import NUM_QUERIES, calibrate, held_out_queries, recalls
 from sightline.index.plan import first_rank
 
@@ -52,12 +53,13 @@ def test_recalls_counts_pads_neither_way() -> None:
 
 def test_held_out_queries_are_new_unit_vectors() -> None:
     vectors = unit(NUM_QUERIES + 76, 8, 0)
-    queries = held_out_queries(vectors, seed=1)
+    queries, closest = held_out_queries(vectors, seed=1)
+    assert np.isin(closest.round(5), scan.exact_top(vectors, vectors, 2)[1][:, 1].round(5)).all()
     assert queries.shape == (NUM_QUERIES, 8)
-    assert len(held_out_queries(vectors[:50], seed=1)) == 50
+    assert len(held_out_queries(vectors[:50], seed=1)[0]) == 50
     assert np.allclose(np.linalg.norm(queries, axis=1), 1, atol=1e-5)
     assert scan.exact_top(queries, vectors, 1)[1].max() < 1 - 1e-4
-    assert np.array_equal(queries, held_out_queries(vectors, seed=1))
+    assert np.array_equal(queries, held_out_queries(vectors, seed=1)[0])
 
 
 class Blind:
@@ -65,7 +67,7 @@ class Blind:
 
     kind = "ivf-rabitq"
 
-    def top(self, queries: np.ndarray, vectors: np.ndarray, k: int, *, parameter: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def top(self, queries: np.ndarray, vectors: np.ndarray, k: int, *, effort: Effort | None = None) -> tuple[np.ndarray, np.ndarray]:
         rows, similarity = scan.exact_top(queries, vectors, k)
         return np.where(np.arange(k) % 5 == 0, rows, -1), similarity
 

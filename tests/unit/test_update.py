@@ -544,7 +544,7 @@ def made_before(world: World, *, last_id: int) -> None:
         rows = database.execute("SELECT id, path, metadata, size_bytes, mtime_ns FROM items").fetchall()
         for table in ("items", "sources", "brought"):
             database.execute(f"DROP TABLE {table}")
-        for column in ("growth", "depth", "recall_filtered"):
+        for column in ("growth", "depth", "recall_filtered", "doubt"):
             database.execute(f"ALTER TABLE segments DROP COLUMN {column}")
         database.executescript(BEFORE_ITEMS)
         database.executemany("INSERT INTO items(id, path, metadata, size_bytes, mtime_ns) VALUES (?, ?, ?, ?, ?)", rows)
@@ -575,6 +575,22 @@ def test_an_index_of_before_is_read_as_it_is_and_brought_up_to_date_by_the_first
     assert world.bring("photos") == {"added": 1, "removed": 1, "unchanged": 2, "embedded": 1}
     with Index.open(world.store, read_only=True) as reader:
         assert max(known.id for known in reader.known().values()) == 41  # the id of what was removed before is not given again
+
+
+def test_an_index_from_before_a_second_look_is_read_and_written(world: World) -> None:
+    world.put("photos/cup/a.png", "photos/mug/c.png")
+    world.bring("photos")
+    with contextlib.closing(sqlite3.connect(world.store / "index.db", isolation_level=None)) as database:
+        database.execute("ALTER TABLE segments DROP COLUMN doubt")
+        database.execute("PRAGMA user_version = 2")
+    with Index.open(world.store, read_only=True) as reader:
+        assert (reader.count('label = "cup"'), len(reader.known()), len(reader.sources())) == (1, 2, 1)
+    world.put("photos/mug/d.png")
+    assert world.bring("photos") == {"added": 1, "unchanged": 2, "embedded": 1}
+    with Index.open(world.store) as index:
+        index.seal()
+    with contextlib.closing(sqlite3.connect(world.store / "index.db")) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_an_index_of_before_follows_a_renamed_folder_and_loses_its_doubles(world: World) -> None:

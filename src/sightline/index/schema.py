@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
-VERSION = 2
-"""``PRAGMA user_version`` of the tables; 0 is how they were before items had boxes and sources."""
+VERSION, WITH_BOXES = 3, 2
+"""``PRAGMA user_version`` of the tables; 0 is how they were before items had boxes and sources, 2 before a search looked again."""
 
 ITEMS = """
 CREATE TABLE items(
@@ -21,11 +21,18 @@ CREATE TABLE brought(
 """
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables of an index of before up to date, inside a transaction.
+def migrate(connection: sqlite3.Connection, version: int) -> None:
+    """Bring the tables of an index of before, of a lower ``version``, up to date, inside a transaction."""
+    if version < WITH_BOXES:
+        _add_boxes(connection)
+    connection.execute("ALTER TABLE segments ADD COLUMN doubt REAL")
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    Boxes are added to the key, all items have the source ``BEFORE``, and nothing is known of filters. ``connection`` has the function
-    ``digest_of``. The number that no id has been given above is kept.
+
+def _add_boxes(connection: sqlite3.Connection) -> None:
+    """Add boxes to the key, give all items the source ``BEFORE``, and let nothing be known of filters.
+
+    ``connection`` has the function ``digest_of``. The number that no id has been given above is kept.
     """
     for column in ("growth REAL", "depth INTEGER", "recall_filtered REAL"):
         connection.execute(f"ALTER TABLE segments ADD COLUMN {column}")
@@ -42,4 +49,3 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute("INSERT INTO sqlite_sequence(name, seq) VALUES ('items', ?)", [last])
     connection.execute("INSERT INTO sources(number, place, root) VALUES (1, '', '')")
     connection.execute("INSERT INTO brought SELECT id, 1, path, 1, metadata FROM items")
-    connection.execute(f"PRAGMA user_version = {VERSION}")

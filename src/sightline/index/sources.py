@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 
 from sightline.index.items import Brought, Source
-from sightline.index.schema import VERSION
+from sightline.index.schema import WITH_BOXES
 from sightline.index.store import Store
 
 
 def sources(store: Store) -> list[Source]:
     """Return the sources with what each brought (inside ``reading``)."""
-    if store.version < VERSION:
+    if store.version < WITH_BOXES:
         return []
     brought: dict[int, dict[int, Brought]] = {}
     for item, number, name, own_device, facts in store.rows("SELECT item, source, name, own_device, facts FROM brought"):

@@ -22,7 +22,7 @@ from sightline.errors import DiskFullError, IndexStoreError, SightlineError, exp
 from sightline.index.filter_sql import as_number, to_sql
 from sightline.index.filters import Filter
 from sightline.index.items import Item, Key, Known, box_of, box_text, digest_of, real_path
-from sightline.index.schema import ITEMS, SOURCES, VERSION, migrate
+from sightline.index.schema import ITEMS, SOURCES, VERSION, WITH_BOXES, migrate
 
 FILE = "index.db"
 BUSY_TIMEOUT_MS = 10_000
@@ -43,7 +43,7 @@ CREATE TABLE log(seq INTEGER PRIMARY KEY AUTOINCREMENT, id INTEGER NOT NULL UNIQ
 CREATE TABLE segments(
     number INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, vectors_sha256 TEXT NOT NULL, ids_sha256 TEXT NOT NULL,
     ann_kind TEXT, ann_sha256 TEXT, parameter INTEGER, recall_at_10 REAL, calibrated TEXT,
-    growth REAL, depth INTEGER, recall_filtered REAL);
+    growth REAL, depth INTEGER, recall_filtered REAL, doubt REAL);
 CREATE TABLE dead(number INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT NULL, row INTEGER NOT NULL);
 """
 
@@ -52,7 +52,7 @@ CREATE TABLE dead(number INTEGER PRIMARY KEY AUTOINCREMENT, segment INTEGER NOT 
 class SegmentRow:
     """What the truth says of a segment: its size, the hashes of its files, and how its search structure was calibrated.
 
-    The last three are None in an index that was made before they were measured.
+    The last four are None in an index that was made before they were measured, ``doubt`` also where no answer is looked for again.
     """
 
     number: int
@@ -67,6 +67,7 @@ class SegmentRow:
     growth: float | None = None
     depth: int | None = None
     recall_filtered: float | None = None
+    doubt: float | None = None
 
 
 @contextmanager
@@ -133,9 +134,9 @@ class Store:
             self.connection.create_function("as_number", 1, as_number, deterministic=True)
             self.connection.create_function("digest_of", 1, digest_of, deterministic=True)
             self.connection.execute("SELECT value FROM state").fetchall()  # the first statement is what reads the file
-            if not read_only and self._find_version() < VERSION:
+            if not read_only and (before := self._find_version()) < VERSION:
                 with self.writing("bringing an index of before up to date"):
-                    migrate(self.connection)
+                    migrate(self.connection, before)
             self.version = self._find_version()
 
     def close(self) -> None:
@@ -237,7 +238,7 @@ class Store:
 
     def known(self) -> dict[Key, Known]:
         """Return what is known of every item by its path and box."""
-        now = self.version >= VERSION
+        now = self.version >= WITH_BOXES
         columns = (
             "path, box, id, size_bytes, mtime_ns, content_sha256, digest"
             if now
@@ -247,7 +248,7 @@ class Store:
 
     def items(self, ids: IntArray) -> dict[int, Item]:
         """Return the items of those ids that exist."""
-        box = "box" if self.version >= VERSION else "''"
+        box = "box" if self.version >= WITH_BOXES else "''"
         sql = f"SELECT id, path, metadata, size_bytes, mtime_ns, content_sha256, {box} FROM items WHERE id IN (SELECT value FROM json_each(?))"
         return {
             id: Item(path, json.loads(metadata), size_bytes, mtime_ns, sha256, box_of(box))
@@ -267,7 +268,7 @@ class Store:
         """Return the ids of all items or of those that match, ascending."""
         if where is None:
             return self._ints("SELECT id FROM items ORDER BY id")
-        condition, values = to_sql(where, self._places, named=self.version >= VERSION)
+        condition, values = to_sql(where, self._places, named=self.version >= WITH_BOXES)
         return self._ints(f"SELECT id FROM items WHERE {condition} ORDER BY id", values)
 
     def num_items(self) -> int:

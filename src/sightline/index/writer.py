@@ -17,7 +17,7 @@ import numpy as np
 from sightline.contracts import FloatArray, IntArray
 from sightline.errors import IndexStoreError
 from sightline.index import ann
-from sightline.index.ann import Effort
+from sightline.index.ann import NO_DOUBT, Effort
 from sightline.index.calibrate import calibrate
 from sightline.index.segments import Segment, ann_file, sha256_of, sweep, write_segment
 from sightline.index.snapshot import Snapshot
@@ -152,10 +152,8 @@ def load_ann(folder: Path, row: SegmentRow) -> ann.Ann | None:
     """Return the search structure of a segment, None where there is none or its file is not what was recorded."""
     if row.ann_kind is None or row.ann_sha256 is None:
         return None
-    parameter = row.parameter or 0
-    effort = (
-        Effort(parameter, UNMEASURED_GROWTH, UNMEASURED_DEPTH) if row.depth is None else Effort(parameter, row.growth or 0.0, row.depth)
-    )
+    growth, depth = (UNMEASURED_GROWTH, UNMEASURED_DEPTH) if row.depth is None else (row.growth or 0.0, row.depth)
+    effort = Effort(row.parameter or 0, growth, depth, NO_DOUBT if row.doubt is None else row.doubt)
     return ann.load(ann_file(folder, row.number), row.ann_sha256, row.ann_kind, row.rows, effort)
 
 
@@ -178,6 +176,7 @@ def _index_segment(store: Store, folder: Path, segment: Segment, limits: Limits,
         calibrated=datetime.datetime.now(datetime.UTC).date().isoformat(),
         growth=chosen.effort.growth,
         depth=chosen.effort.depth,
+        doubt=None if chosen.effort.doubt == NO_DOUBT else chosen.effort.doubt,
         recall_filtered=chosen.recall_filtered,
     )
     with store.writing("publishing a search structure"):
