@@ -8,8 +8,9 @@ import pytest
 from sightline.train.choice import Validation, paired_gain
 
 
-def scored(*scores: float, **more: float) -> Validation:
-    return Validation({"map@r": float(np.mean(scores)), **more}, np.array(scores))
+def scored(*scores: float, recall: tuple[float, ...] = ()) -> Validation:
+    found = {"map@r": np.array(scores)} | ({"recall@1": np.array(recall)} if recall else {})
+    return Validation({name: float(values.mean()) for name, values in found.items()}, found)
 
 
 def test_the_standard_error_is_that_of_the_differences() -> None:
@@ -25,10 +26,11 @@ def test_a_small_gain_of_all_images_beats_a_start_that_a_larger_one_of_some_does
     assert scored(0.1, 0.5, 0.9, 0.3).objection(start)  # as good is not better
 
 
-def test_no_measure_may_fall() -> None:
-    start = scored(0.1, 0.2, **{"recall@1": 0.8})
-    assert scored(0.2, 0.31, **{"recall@1": 0.8}).objection(start) == ""
-    assert scored(0.2, 0.31, **{"recall@1": 0.79}).objection(start) == "recall@1 0.7900 is below the start's 0.8000"
+def test_no_measure_may_surely_fall() -> None:
+    start, better = scored(0.1, 0.2, 0.3, 0.4, recall=(1, 1, 1, 1)), (0.2, 0.3, 0.41, 0.5)
+    assert scored(*better, recall=(1, 1, 1, 0)).objection(start) == ""  # one image of four is chance
+    assert scored(*better, recall=(0, 0, 0, 1)).objection(start) == "recall@1 is -0.7500 ± 0.2500 to the start"
+    assert scored(*better, recall=(0, 0, 0, 0)).objection(start) == "recall@1 is -1.0000 ± 0.0000 to the start"
 
 
 def test_without_scores_of_the_same_images_the_measures_alone_decide() -> None:
@@ -37,14 +39,13 @@ def test_without_scores_of_the_same_images_the_measures_alone_decide() -> None:
 
 
 def test_a_checkpoint_keeps_it_and_those_of_before_are_read() -> None:
-    found = scored(0.25, 0.5, **{"recall@1": 0.8})
+    found = scored(0.25, 0.5, recall=(1, 0))
     again = Validation.of(found.state())
     assert again is not None
     assert again.metrics == found.metrics
-    assert again.scores is not None
-    assert again.scores.tolist() == [0.25, 0.5]
+    assert {name: scores.tolist() for name, scores in again.scores.items()} == {"map@r": [0.25, 0.5], "recall@1": [1, 0]}
     old = Validation.of(0.5)
     assert old is not None
-    assert (old.value, old.scores) == (0.5, None)
+    assert (old.value, old.scores) == (0.5, {})
     assert Validation.of(None) is None
     assert Validation({"map@r": 0.4}).objection(old) == ""  # it kept no name to compare by

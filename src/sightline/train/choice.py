@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ SURE = 2.0
 class Validation:
     """Measures of an encoder on what is held out. Higher is better; the first chooses the model, NaN chooses nothing.
 
-    ``scores`` ``[V]`` is the first measure of each held-out image, where the measure is their mean.
+    ``scores`` ``[V]`` are those of the held-out images by measure, where a measure is their mean.
     """
 
     metrics: Mapping[str, float]
-    scores: DoubleArray | None = None
+    scores: Mapping[str, DoubleArray] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -35,28 +35,31 @@ class Validation:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"metrics": dict(self.metrics), "scores": None if self.scores is None else self.scores.tolist()}
+        return {"metrics": dict(self.metrics), "scores": {name: scores.tolist() for name, scores in self.scores.items()}}
 
     @classmethod
     def of(cls, state: Mapping[str, Any] | float | None) -> Validation | None:
         """Return what ``state`` returned; runs of older versions kept the value alone, or nothing."""
         if state is None or isinstance(state, float):
             return None if state is None else cls({"start": state})
-        return cls(state["metrics"], None if state["scores"] is None else np.array(state["scores"]))
+        return cls(state["metrics"], {name: np.array(scores) for name, scores in state["scores"].items()})
 
     def objection(self, start: Validation) -> str:
-        """Return in words why this does not beat ``start``, "" where it does: it is sure to be better, and by no measure below.
+        """Return in words why this does not beat ``start``, "" where it does: the first measure surely gains, and no other surely falls.
 
-        The gain is sure where it is above two standard errors of the paired difference over the held-out images: of few images, or of
-        images that disagree, a mean says little.
+        What is above two standard errors of the paired difference over the held-out images is sure: of few images, or of images that
+        disagree, a mean says little.
         """
-        for name, value in self.metrics.items():
-            if value < start.metrics.get(name, -math.inf):
-                return f"{name} {value:.4f} is below the start's {start.metrics[name]:.4f}"
-        if self.scores is None or start.scores is None or len(self.scores) != len(start.scores) or len(self.scores) < 2:
-            return ""
-        gain, error = paired_gain(self.scores, start.scores)
-        return "" if gain > SURE * error else f"{gain:+.4f} ± {error:.4f} over the start is no sure gain"
+        for name in self.metrics:
+            scores, before = self.scores.get(name), start.scores.get(name)
+            if scores is None or before is None or len(scores) != len(before) or len(scores) < 2:
+                continue
+            gain, error = paired_gain(scores, before)
+            if name == next(iter(self.metrics)) and gain <= SURE * error:
+                return f"{gain:+.4f} ± {error:.4f} over the start is no sure gain"
+            if gain < -SURE * error:
+                return f"{name} is {gain:+.4f} ± {error:.4f} to the start"
+        return ""
 
 
 Validate = Callable[[Encoder], Validation]

@@ -199,9 +199,8 @@ def validator(found: Material, recipe: Recipe, chosen_by: Measure, bad_files: Ba
         ranks = metrics.positive_ranks(asked.vectors, validation.labels[asked.rows], *gallery)
         if not ranks.fallible.any():
             return Validation({"map@r": float("nan"), "recall@1": float("nan")})
-        scores = metrics.map_at_r(ranks)
-        means = metrics.means({"map@r": scores, "recall@1": metrics.recall_at(ranks, 1)})
-        return Validation(means, scores[~np.isnan(scores)])
+        scores = {"map@r": metrics.map_at_r(ranks), "recall@1": metrics.recall_at(ranks, 1)}
+        return Validation(metrics.means(scores), {name: values[~np.isnan(values)] for name, values in scores.items()})
 
     return {"accuracy@1": accuracy, "map@r": retrieval, "last": neighbours}[chosen_by]
 
