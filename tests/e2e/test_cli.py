@@ -77,6 +77,17 @@ def test_a_run_leaves_everything_that_it_needs_to_be_replayed(run: Path) -> None
     assert {"loss", "contrastive", "lr", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= lines[1].keys()
 
 
+def test_a_batch_of_more_classes_than_validation_leaves_takes_these(
+    shell: Shell, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["train", "irt/small", *SETTINGS, "classes_per_batch=6", "--data", photos, "--out", tmp_path / "run", "--device", "cpu"]
+    code, _, told = shell(*command)
+    assert code == 0, told
+    assert "2 of 6 classes are held out to choose the model: a batch takes the 4 left, not classes_per_batch=6" in caplog.text
+    assert json.loads((tmp_path / "run/recipe.json").read_text())["data"]["classes_per_batch"] == 4
+    assert shell(*command, "--resume")[0] == 0
+
+
 def test_a_training_that_helps_nothing_delivers_its_start_and_says_so(shell: Shell, photos: Path, tmp_path: Path) -> None:
     def train(out: Path, *settings: str) -> tuple[dict[str, object], str]:
         code, said, told = shell(
