@@ -118,6 +118,18 @@ def test_a_graph_of_before_answers_and_is_calibrated_for_filters_when_sealed(pat
         assert index._reader.segments()[0].ann_sha256 == sha256, "calibrated again, not built again"
 
 
+def test_what_calibration_found_is_what_a_search_is_given(path: Path) -> None:
+    with open_index(path) as index:
+        [row] = index._reader.segments()
+        for doubt, given in ((0.25, 0.25), (None, ann.NO_DOUBT)):
+            with index._writable().writing("a test"):
+                index._writable().publish(replace(row, parameter=48, growth=0.5, depth=100, doubt=doubt))
+            [kept] = index._reader.segments()
+            found = writer.load_ann(path, kept)
+            assert found is not None
+            assert found.effort == ann.Effort(48, 0.5, 100, given)
+
+
 @pytest.mark.parametrize("harm", ["missing", "truncated", "zeros", "flipped", "ids"])
 def test_damaged_vectors_are_named_and_can_be_forgotten(path: Path, harm: str) -> None:
     file = only(path, "*.vectors.npy")
