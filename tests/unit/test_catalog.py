@@ -44,7 +44,10 @@ def test_an_unknown_name_names_the_nearest() -> None:
 
 
 @pytest.mark.usefixtures("plug_in")
-def test_a_plug_in_adds_a_name_but_takes_none() -> None:
+def test_a_plug_in_adds_a_name_but_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert catalog.names("recipes") == sorted([*catalog.RECIPES, "theirs/one"])
+    loaded: list[str] = []
+    monkeypatch.setattr(catalog, "load_meta_kernels", lambda: loaded.append("meta kernels"))
     assert catalog.find("recipes", "theirs/one") is Recipe
+    assert loaded == ["meta kernels"]  # a cold start may have put them off, and a plug-in may compile
     assert catalog.find("recipes", "irt/cub").__module__ == "sightline.methods.irt"

@@ -61,3 +61,8 @@ def test_what_stands_in_for_the_compiler_answers_as_it_does() -> None:
 def test_garbage_is_collected_once_torch_is_loaded() -> None:
     with without_collecting():
         assert gc.isenabled()
+
+
+def test_meta_kernels_load_no_torch_where_there_is_none() -> None:
+    code = "import sys; from sightline.imports import load_meta_kernels; load_meta_kernels(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

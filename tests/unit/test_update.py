@@ -578,13 +578,19 @@ def test_an_index_of_before_is_read_as_it_is_and_brought_up_to_date_by_the_first
 
 
 def test_an_index_from_before_a_second_look_is_read_and_written(world: World) -> None:
+    if world.patches:
+        pytest.skip("vectors as Python gives them are those of whole images")
     world.put("photos/cup/a.png", "photos/mug/c.png")
     world.bring("photos")
+    with Index.open(world.store) as index:
+        index.upsert([Item(f"{world.folder}/photos/cup/a.png", box=(0, 0, 5, 5))], np.eye(index.header.dim, dtype=np.float32)[:1])
+        known = index.known()
     with contextlib.closing(sqlite3.connect(world.store / "index.db", isolation_level=None)) as database:
         database.execute("ALTER TABLE segments DROP COLUMN doubt")
         database.execute("PRAGMA user_version = 2")
     with Index.open(world.store, read_only=True) as reader:
-        assert (reader.count('label = "cup"'), len(reader.known()), len(reader.sources())) == (1, 2, 1)
+        assert reader.known() == known  # boxes too
+        assert (reader.count('label = "cup"'), len(reader.sources())) == (1, 1)
     world.put("photos/mug/d.png")
     assert world.bring("photos") == {"added": 1, "unchanged": 2, "embedded": 1}
     with Index.open(world.store) as index:
