@@ -2,6 +2,7 @@
 
     python benchmarks/search.py                        # 200,000 x 384, both kinds of data: about ten minutes on two cores
     python benchmarks/search.py --rows 20000 --queries 200
+    python benchmarks/search.py --looks --data clustered          # one graph under several efforts, with and without a second look
 
 Every row is timed ``--repeats`` times (5) after one warm-up and shows the median; recall@10 is against exact search over the
 rows that the filter leaves. "clustered" has 4,000 clusters of Zipf-like sizes and a decaying spectrum; "manifold" is a curved
@@ -25,7 +26,9 @@ import faiss
 import numpy as np
 from _common import table
 
+from sightline.index import ann
 from sightline.index.base import Index, Item
+from sightline.index.calibrate import calibrate, held_out_queries
 from sightline.runtime import num_cpus, resident_bytes
 
 K = 10
@@ -146,6 +149,36 @@ def measure_sightline(
     return rows
 
 
+def measure_looks(vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, repeats: int) -> list[dict[str, Any]]:
+    """Return recall, comparisons a query and the best rate on one thread of a graph under several efforts, timed in turns."""
+    graph = ann.build(ann.HNSW, vectors)
+    chosen = calibrate(graph, vectors, seed=1).effort
+    doubt = float(np.quantile(held_out_queries(vectors, seed=1)[1], ann.DOUBTED_SHARE))
+    efforts = [ann.Effort(parameter, 0.0, K, again) for parameter in (48, 64, 128) for again in (ann.NO_DOUBT, doubt)]
+    faiss.omp_set_num_threads(1)
+    rows, best_s = [], [float("inf")] * len(efforts)
+    for effort in efforts:
+        faiss.cvar.hnsw_stats.reset()
+        found, _ = graph.top(queries, vectors, K, effort=effort)
+        compared = faiss.cvar.hnsw_stats.ndis / len(queries)
+        is_chosen = (effort.parameter, effort.doubt > ann.NO_DOUBT) == (chosen.parameter, chosen.doubt > ann.NO_DOUBT)
+        rows.append(
+            {
+                "efSearch": effort.parameter,
+                "second look": "yes" if effort.doubt > ann.NO_DOUBT else "no",
+                "chosen": "chosen" if is_chosen else "",
+                "recall@10": round(recall(found, truth), 4),
+                "comparisons a query": round(compared),
+            }
+        )
+    for _ in range(repeats):
+        for number, effort in enumerate(efforts):
+            start = time.process_time()
+            graph.top(queries, vectors, K, effort=effort)
+            best_s[number] = min(best_s[number], time.process_time() - start)
+    return [row | {"queries/s, 1 thread": round(len(queries) / took_s)} for row, took_s in zip(rows, best_s, strict=True)]
+
+
 def measure_faiss(
     name: str, structure: Any, options: Any, vectors: np.ndarray, queries: np.ndarray, truth: dict[str, np.ndarray], repeats: int
 ) -> list[dict[str, Any]]:
@@ -181,6 +214,9 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", choices=sorted(DATA), action="append", help="one kind of data only")
+    parser.add_argument(
+        "--looks", action="store_true", help="several efforts of one graph, with and without a second look, and nothing else"
+    )
     parser.add_argument("--no-peers", action="store_true", help="leave plain FAISS out")
     options = parser.parse_args()
     machine = {
@@ -196,6 +232,9 @@ def main() -> None:
         vectors = DATA[kind](options.rows + options.queries, options.dim, np.random.default_rng(0))
         queries, vectors = vectors[options.rows :].copy(), vectors[: options.rows].copy()
         truth = truths(vectors, queries)
+        if options.looks:
+            rows += told(kind, measure_looks(vectors, queries, truth["none"], options.repeats))
+            continue
         with tempfile.TemporaryDirectory() as folder:
             faiss.omp_set_num_threads(2)
             rows += told(kind, measure_sightline(Path(folder) / "index", vectors, queries, truth, options.repeats))
@@ -207,7 +246,7 @@ def main() -> None:
             graph.hnsw.efConstruction = 128
             walk = lambda selector: faiss.SearchParametersHNSW(efSearch=96, sel=selector)  # noqa: E731
             rows += told(kind, measure_faiss("faiss HNSW32 f32, ef 96", graph, walk, vectors, queries, truth, options.repeats))
-    print(as_table(rows))
+    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]) if options.looks else as_table(rows))
 
 
 def told(kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
