@@ -1,4 +1,4 @@
-"""What a cold start need not wait for: torch's compiler, its kernels for shapes alone, and the collection of garbage meanwhile."""
+"""A faster cold start: torch's compiler and its meta kernels load later, and no garbage is collected meanwhile."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def compiler_later() -> Iterator[None]:
 
 @contextmanager
 def meta_kernels_later() -> Iterator[None]:
-    """Let torch be imported within without its kernels for the meta device, a quarter of its time: shapes without values, and compilers, need them.
+    """Import torch inside the block without its kernels for the meta device, which compute shapes without values.
 
-    Whatever may need them afterwards is behind a call of ``load_meta_kernels``: plug-ins too.
+    Call ``load_meta_kernels`` before the meta device, torch's compiler or a plug-in is used.
     """
     if "torch" in sys.modules:
         yield
@@ -68,7 +68,7 @@ def meta_kernels_later() -> Iterator[None]:
 
 
 def load_meta_kernels() -> None:
-    """Load torch's kernels for the meta device where a cold start has put them off. Torch's compiler does not load before them."""
+    """Load torch's kernels for the meta device if ``meta_kernels_later`` left them out. Torch's compiler needs them too."""
     if "torch" in sys.modules:
         importlib.import_module(META_KERNELS)
 

@@ -22,15 +22,15 @@ def test_the_standard_error_is_that_of_the_differences() -> None:
 def test_a_small_gain_of_all_images_beats_a_start_that_a_larger_one_of_some_does_not() -> None:
     start = scored(0.1, 0.5, 0.9, 0.3)
     assert scored(0.11, 0.52, 0.91, 0.31).objection(start) == ""
-    assert scored(0.9, 0.2, 0.9, 0.3).objection(start) == "+0.1250 ± 0.2358 over the start is no sure gain"
+    assert scored(0.9, 0.2, 0.9, 0.3).objection(start) == "not surely above the start: +0.1250 ± 0.2358"
     assert scored(0.1, 0.5, 0.9, 0.3).objection(start)  # as good is not better
 
 
 def test_no_measure_may_surely_fall() -> None:
     start, better = scored(0.1, 0.2, 0.3, 0.4, recall=(1, 1, 1, 1)), (0.2, 0.3, 0.41, 0.5)
     assert scored(*better, recall=(1, 1, 1, 0)).objection(start) == ""  # one image of four is chance
-    assert scored(*better, recall=(0, 0, 0, 1)).objection(start) == "recall@1 is -0.7500 ± 0.2500 to the start"
-    assert scored(*better, recall=(0, 0, 0, 0)).objection(start) == "recall@1 is -1.0000 ± 0.0000 to the start"
+    assert scored(*better, recall=(0, 0, 0, 1)).objection(start) == "recall@1 surely below the start: -0.7500 ± 0.2500"
+    assert scored(*better, recall=(0, 0, 0, 0)).objection(start) == "recall@1 surely below the start: -1.0000 ± 0.0000"
 
 
 def test_without_scores_of_the_same_images_the_measures_alone_decide() -> None:

@@ -223,7 +223,7 @@ def test_a_model_that_is_not_surely_better_than_the_start_is_not_chosen(tmp_path
         return Validation({"map@r": float(found.mean())}, {"map@r": found})
 
     assert loop(tmp_path, batches=lambda _: interrupted_after(4), validate=validate).run().best_step == 0
-    assert "validation map@r 0.5333 (+0.1333 ± 0.1856 over the start is no sure gain)" in capfd.readouterr().err
+    assert "validation map@r 0.5333 (not surely above the start: +0.1333 ± 0.1856)" in capfd.readouterr().err
     progress = loop(tmp_path, resume=True, validate=validate).run()  # what it must beat is in the checkpoint
     assert progress.best == pytest.approx(1.49 / 3)
     assert progress.best_step == 8

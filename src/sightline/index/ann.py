@@ -56,12 +56,11 @@ BATCH, GATHERED_ROWS = 256, 65_536
 
 
 NO_DOUBT = -2.0
-"""No similarity is below: no answer is looked for again."""
+"""No similarity is lower: no answer is searched for again."""
 
 DOUBTED_SHARE, SECOND_LOOK = 0.02, 4
-"""A graph has places that a short walk does not reach, and an answer from elsewhere shows it: its best similarity is below that of nearly
-every row to its nearest. Of what is like the rows this share is looked for again, with so many times the effort. Of 200,000 clustered rows
-ef 48 finds 0.986, with a second look 0.995, for 780 comparisons a query; ef 128 takes 1,440 for 0.994."""
+"""A short walk misses some regions of a graph; its best similarity is then low. An answer is searched for again, with four times the effort,
+if its best similarity is lower than that of 98 % of the rows to their nearest. ``benchmarks/search.py --looks`` shows the gain."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Effort:
     """What it takes to find the item at a rank: ``parameter`` down to the tenth, ``growth`` times as much more for each rank below.
 
     Calibration measured it down to rank ``depth``; what lies deeper is not to be looked for in this way. An answer whose best similarity
-    is below ``doubt`` is looked for again.
+    is below ``doubt`` is searched for again.
     """
 
     parameter: int
@@ -82,7 +81,7 @@ class Effort:
         return int(self.parameter * (1 + self.growth * max(0, rank - MEASURED_RANK)))
 
     def spent(self, rank: int) -> float:
-        """Return what finding the items down to ``rank`` takes of the search parameter, a second look where there is doubt with it."""
+        """Return the mean search parameter that a query down to ``rank`` costs, second looks included."""
         return self.at(rank) * (1 if self.doubt == NO_DOUBT else 1 + DOUBTED_SHARE * SECOND_LOOK)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 VERSION, WITH_BOXES = 3, 2
-"""``PRAGMA user_version`` of the tables; 0 is how they were before items had boxes and sources, 2 before a search looked again."""
+"""``PRAGMA user_version`` of the tables; 0 is how they were before items had boxes and sources, 2 before segments had ``doubt``."""
 
 ITEMS = """
 CREATE TABLE items(

@@ -1,4 +1,4 @@
-"""Which model of a run is kept: the best by what is held out, where it is surely better than the start."""
+"""The choice of the model that a run keeps: the best on held-out images, if it is surely better than the start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sightline.nn.encoder import Encoder
 DoubleArray = npt.NDArray[np.float64]
 
 SURE = 2.0
-"""Standard errors by which a model must be better than the start."""
+"""A difference is sure above so many standard errors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +45,10 @@ class Validation:
         return cls(state["metrics"], {name: np.array(scores) for name, scores in state["scores"].items()})
 
     def objection(self, start: Validation) -> str:
-        """Return in words why this does not beat ``start``, "" where it does: the first measure surely gains, and no other surely falls.
+        """Return the reason not to prefer this to ``start``; "" if its first measure is surely higher and no other surely lower.
 
-        What is above two standard errors of the paired difference over the held-out images is sure: of few images, or of images that
-        disagree, a mean says little.
+        A paired difference over the held-out images is sure above two standard errors: with few images, or with gains on some and losses
+        on others, its mean alone can be chance.
         """
         for name in self.metrics:
             scores, before = self.scores.get(name), start.scores.get(name)
@@ -56,9 +56,9 @@ class Validation:
                 continue
             gain, error = paired_gain(scores, before)
             if name == next(iter(self.metrics)) and gain <= SURE * error:
-                return f"{gain:+.4f} ± {error:.4f} over the start is no sure gain"
+                return f"not surely above the start: {gain:+.4f} ± {error:.4f}"
             if gain < -SURE * error:
-                return f"{name} is {gain:+.4f} ± {error:.4f} to the start"
+                return f"{name} surely below the start: {gain:+.4f} ± {error:.4f}"
         return ""
 
 

@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 EMBED_LIMIT = 4_096
 """Most validation images measured during training: enough to rank models, few enough not to slow the run."""
 
-HELD_OUT_CLASSES = "held-out classes"
-
 
 @dataclass(frozen=True, eq=False)
 class Material:
     """What is learnt from, what is held out to measure on (None: nothing), and in words what that is.
 
     ``asks_training``: the held-out images ask those learnt from, since they are too few of each class to ask each other.
+    ``num_apart``: the number of classes that were taken out of training for it.
     """
 
     learning: Records
     validation: Records | None
     held_out: str = ""
     asks_training: bool = False
+    num_apart: int = 0
 
 
 def material(records: Records, recipe: Recipe, kind: type[Method]) -> Material:
@@ -63,34 +63,29 @@ def material(records: Records, recipe: Recipe, kind: type[Method]) -> Material:
     require_classes(learning, 2)
     if data.share < 1:
         learning = share_of_images(learning, data.share)
-        found = Material(learning, found.validation, found.held_out, found.asks_training)
+        found = replace(found, learning=learning)
     if data.tuples_per_batch or data.images_per_batch:
         return found
     require_per_class(learning, data.images_per_class)
-    if learning.num_classes + _num_apart(found) < data.classes_per_batch:
+    if learning.num_classes + found.num_apart < data.classes_per_batch:
         raise DataError(
-            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes + _num_apart(found)} are there for training: "
-            f"lower it with --set classes_per_batch={learning.num_classes + _num_apart(found)}"
+            f"a batch wants {data.classes_per_batch} classes but {learning.num_classes + found.num_apart} are there for training: "
+            f"lower it with --set classes_per_batch={learning.num_classes + found.num_apart}"
         )
     return found
 
 
 def fitted(recipe: Recipe, found: Material) -> Recipe:
-    """Return the recipe with no more classes a batch than are left where validation holds some out, which is said."""
+    """Return the recipe with a batch of the classes left, and say so, if validation holds out too many for ``classes_per_batch``."""
     data, left = recipe.data, found.learning.num_classes
-    if not _num_apart(found) or data.tuples_per_batch or data.images_per_batch or left >= data.classes_per_batch:
+    if not found.num_apart or data.tuples_per_batch or data.images_per_batch or left >= data.classes_per_batch:
         return recipe
     if runtime.ranks().is_main:
         log.warning(
             "%d of %d classes are held out to choose the model: a batch takes the %d left, not classes_per_batch=%d; validation=0 learns from all",
-            _num_apart(found), left + _num_apart(found), left, data.classes_per_batch,
+            found.num_apart, left + found.num_apart, left, data.classes_per_batch,
         )  # fmt: skip
     return replace(recipe, data=replace(data, classes_per_batch=left))
-
-
-def _num_apart(found: Material) -> int:
-    """Return the number of classes that are held out of training."""
-    return found.validation.num_classes if found.validation is not None and found.held_out == HELD_OUT_CLASSES else 0
 
 
 def _divided(records: Records, data: DataSpec, chosen_by: Measure) -> Material:
@@ -112,7 +107,7 @@ def _divided(records: Records, data: DataSpec, chosen_by: Measure) -> Material:
         return Material(learning, validation, _val_split(learning, validation))
     parts = None if chosen_by == "accuracy@1" else hold_out_classes(learning, data.validation, 0)
     if parts is not None:
-        return Material(*parts, HELD_OUT_CLASSES)
+        return Material(*parts, "held-out classes", num_apart=parts[1].num_classes)
     sampled = not (data.tuples_per_batch or data.images_per_batch)
     is_held_out = images_to_hold_out(learning, data.validation, 0, keep=data.images_per_class if sampled else 1)
     words = "held-out images of the classes that were learnt from"
