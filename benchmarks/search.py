@@ -154,7 +154,8 @@ def measure_looks(vectors: np.ndarray, queries: np.ndarray, truth: np.ndarray, r
     graph = ann.build(ann.HNSW, vectors)
     chosen = calibrate(graph, vectors, seed=1).effort
     doubt = float(np.quantile(held_out_queries(vectors, seed=1)[1], ann.DOUBTED_SHARE))
-    efforts = [ann.Effort(parameter, 0.0, K, again) for parameter in (48, 64, 128) for again in (ann.NO_DOUBT, doubt)]
+    tried = sorted({48, 64, 128, chosen.parameter})
+    efforts = [ann.Effort(parameter, 0.0, K, again) for parameter in tried for again in (ann.NO_DOUBT, doubt)]
     faiss.omp_set_num_threads(1)
     rows, best_s = [], [float("inf")] * len(efforts)
     for effort in efforts:
