@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from sightline.contracts import FloatArray, IntArray
+from sightline.index import ann
 from sightline.index.ann import HNSW, LADDER, NO_DOUBT, SECOND_LOOK, Ann, Effort
 from sightline.index.calibrate import MOST_QUERIES, NUM_QUERIES, calibrate
 from sightline.index.scan import exact_top
@@ -92,3 +94,14 @@ def test_an_answer_from_elsewhere_is_looked_for_again(monkeypatch: pytest.Monkey
     asked.clear()
     assert Ann(HNSW, 500, Effort(32, 0.0, 100), None).top(vectors[:4], vectors, 10)[0][3].tolist() != near[3, :10].tolist()
     assert asked == [(4, 32)]
+
+
+def test_what_a_walk_reads_at_random_is_put_on_large_pages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ann, "use_large_pages", lambda address, num_bytes: asked.append(num_bytes))
+    built = ann.build(HNSW, rows(500))
+    assert asked[0] == 500 * 8, "a byte for each dimension of each row"
+    assert asked[1] >= 500 * 2 * ann.NUM_LINKS * 4, "the links of the lowest layer, and those above"
+    sha256 = ann.write(built, tmp_path / "graph")
+    assert ann.load(tmp_path / "graph", sha256, HNSW, 500, built.effort) is not None
+    assert asked[2:] == asked[:2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -94,7 +95,11 @@ class Rounded:
 
 @pytest.mark.parametrize(("cosine", "is_proven"), [(0.9605, False), (0.9620, True)])
 def test_the_bound_by_hand(cosine: float, is_proven: bool) -> None:
-    turn = codes.Turn(45.01 * np.eye(2, dtype=np.float32), np.full(2, -16.007, np.float32), 45.01)
+    transform = faiss.LinearTransform(2, 2, True)
+    faiss.copy_array_to_vector(45.01 * np.eye(2, dtype=np.float32).ravel(), transform.A)
+    faiss.copy_array_to_vector(np.full(2, -16.007, np.float32), transform.b)
+    transform.is_trained = True
+    turn = codes.Turn.of(transform)
     query = np.array([[0.6, 0.8]], np.float32)  # its numbers are 10.999 and 20.001, those of (0.8, 0.6) the same: 0.96 is 200 away
     side = np.array([0.8, -0.6], np.float32)
     found = (cosine * query + (1 - cosine**2) ** 0.5 * side).astype(np.float32)

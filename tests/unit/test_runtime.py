@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_that_was_freed_is_not_fetched_from_the_kernel_again() -> None:
     faults = {how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how])) for how in ("given back", "kept")}
     assert faults["kept"] * 50 < faults["given back"]  # 4 x 64 MiB, in pages
+
+
+def test_memory_on_large_pages_keeps_its_contents() -> None:
+    block = np.arange(1 << 21, dtype=np.float32)  # 8 MiB, which hold three large pages wherever they begin
+    assert runtime.use_large_pages(block.ctypes.data, block.nbytes) in (True, False)
+    assert np.array_equal(block, np.arange(1 << 21, dtype=np.float32))
+    assert not runtime.use_large_pages(block.ctypes.data, 1 << 20), "half a page is no page"
+
+
+def test_no_page_outside_the_memory_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(runtime.sys, "platform", "linux")
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda *values: asked.append(values) or 0))
+    assert runtime.use_large_pages((6 << 20) + 4096, 7 << 20)
+    assert [(where.value, length.value, advice) for where, length, advice in asked] == [(8 << 20, 4 << 20, 14), (8 << 20, 4 << 20, 25)]
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda where, length, advice: -(advice == 25)))
+    assert not runtime.use_large_pages(6 << 20, 7 << 20), "an older kernel does not collapse pages"
+    monkeypatch.setattr(runtime.sys, "platform", "darwin")
+    assert not runtime.use_large_pages(6 << 20, 7 << 20), "the numbers mean something else there"
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("True", True), ("0", False), ("", False)])

@@ -20,6 +20,7 @@ from sightline.index.codes import Codes, Turn
 from sightline.index.header import sync_folder
 from sightline.index.scan import merge, similarities_of
 from sightline.index.segments import sha256_of
+from sightline.runtime import use_large_pages
 
 HNSW, HNSW_BEFORE, IVF = "hnsw-int8", "hnsw-sq8", "ivf-rabitq"
 """A graph over bytes, compared in whole numbers; the graph of indexes made before, whose bytes are decoded first, at half the speed
@@ -29,8 +30,12 @@ _GRAPH_LADDER = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 LADDER = {HNSW: _GRAPH_LADDER, HNSW_BEFORE: _GRAPH_LADDER, IVF: (4, 8, 16, 32, 64, 128, 256, 512, 1024)}
 """The search parameters that calibration tries: HNSW's list of candidates, IVF's number of lists."""
 
-OVERFETCH = {HNSW: 3, HNSW_BEFORE: 3, IVF: 20}
-"""Candidates re-ranked exactly for each answer: 8 bits a dimension lose a rank or two, one bit a dimension loses many."""
+OVERFETCH = {HNSW: 2, HNSW_BEFORE: 2, IVF: 20}
+"""Candidates re-ranked exactly for each answer: 8 bits a dimension lose a rank or two (of ten true ones 9.893 lay among the first 14 of a walk,
+9.894 among its first 30), one bit a dimension loses many."""
+
+LEAST_KEPT = 3
+"""A walk keeps so many candidates for each answer at least, though fewer are re-ranked: what it keeps is what it looks on from."""
 
 DEEP_MARGIN = 64
 """Of many answers a graph re-ranks no more than a quarter and these besides: the true first 1,000 lay among the first 1,132 by their codes."""
@@ -128,7 +133,10 @@ class Ann:
 
     def _num_candidates(self, k: int) -> int:
         most = OVERFETCH[self.kind] * k
-        return min(self.rows, most if self.kind == IVF else min(most, k + k // 4 + DEEP_MARGIN))
+        return min(self.rows, most) if self.kind == IVF else self._num_of_graph(most, k)
+
+    def _num_of_graph(self, most: int, k: int) -> int:
+        return min(self.rows, most, k + k // 4 + DEEP_MARGIN)
 
     def _top(self, queries: FloatArray, vectors: FloatArray, k: int, effort: Effort) -> tuple[IntArray, FloatArray]:
         rows, similarity = self._look(queries, vectors, k, effort.at(k))
@@ -137,7 +145,7 @@ class Ann:
         return rows, similarity
 
     def _look(self, queries: FloatArray, vectors: FloatArray, k: int, parameter: int) -> tuple[IntArray, FloatArray]:
-        rows = self._candidates(queries, self._num_candidates(k), parameter)
+        rows = self._candidates(queries, k, parameter)
         similarity = similarities_of(queries, np.asarray(vectors[rows], np.float32))  # a pad takes any
         similarity[rows < 0] = -np.inf
         if rows.shape[1] < k:
@@ -145,8 +153,9 @@ class Ann:
             rows, similarity = np.pad(rows, pads, constant_values=-1), np.pad(similarity, pads, constant_values=-np.inf)
         return merge([rows], [similarity], k)
 
-    def _candidates(self, queries: FloatArray, num: int, parameter: int) -> IntArray:
-        """Return candidate rows ``[Q, K]``, -1 where fewer were met; parameters travel with the call, the structure is shared."""
+    def _candidates(self, queries: FloatArray, k: int, parameter: int) -> IntArray:
+        """Return candidate rows ``[Q, more than K]``, -1 where fewer were met; parameters travel with the call, the structure is shared."""
+        num = self._num_candidates(k)
         if self.kind == IVF:
             import faiss
 
@@ -154,7 +163,7 @@ class Ann:
             options = faiss.SearchParametersPreTransform(index_params=inner)
             _, rows = self.structure.search(queries, num, params=options)
         else:
-            options = _walk_options(max(parameter, num))
+            options = _walk_options(max(parameter, self._num_of_graph(LEAST_KEPT * k, k)))
             asked = self._turn.as_bytes(queries) if self.kind == HNSW else queries
             _, rows = self._graph.search(asked, num, params=options)
         found: IntArray = rows
@@ -194,7 +203,16 @@ def build(kind: str, vectors: FloatArray) -> Ann:
             structure.ntotal = _graph_of(structure).ntotal
         else:
             structure.add(block)
-    return Ann(kind, num_rows, Effort(0, 0.0, 0), structure)
+    return _settled(Ann(kind, num_rows, Effort(0, 0.0, 0), structure))
+
+
+def _settled(ann: Ann) -> Ann:
+    """Return the structure with the bytes and links of its graph, which a walk reads here and there, on large pages."""
+    if ann.kind == HNSW:
+        codes, links = _storage_of(ann._graph).codes, ann._graph.hnsw.neighbors
+        use_large_pages(int(codes.data()), codes.size())
+        use_large_pages(int(links.data()), links.size() * np.dtype(np.int32).itemsize)
+    return ann
 
 
 def _to_bytes(sample: FloatArray) -> Any:
@@ -267,4 +285,4 @@ def load(file: Path, sha256: str, kind: str, rows: int, effort: Effort) -> Ann |
         return None
     finally:
         faiss.set_deserialization_vector_byte_limit(before)
-    return Ann(kind, rows, effort, structure) if structure.ntotal == rows else None
+    return _settled(Ann(kind, rows, effort, structure)) if structure.ntotal == rows else None

@@ -28,7 +28,7 @@ LAST_FIFTH = 0.8
 """Of the ranks down to each of ``RANKS`` the last fifth is measured: a walk finds the closest first, and a filter may leave just these."""
 
 NUM_DEEP_QUERIES = 256
-_GRAPH_GROWTHS = (1 / 64, 1 / 48, 1 / 32, 1 / 24, 1 / 16, 1 / 12, 1 / 8)
+_GRAPH_GROWTHS = (1 / 64, 1 / 48, 1 / 32, 1 / 24, 1 / 16, 1 / 12, 1 / 8, 1 / 4, 1 / 2)
 GROWTHS = {
     HNSW: _GRAPH_GROWTHS,
     HNSW_BEFORE: _GRAPH_GROWTHS,
