@@ -3,8 +3,10 @@
     import sightline
     encoder = sightline.load("runs/mine")            # or "timm:vit_small_patch16_224", "random:..."
     vectors = encoder.embed(["a.jpg", "b.jpg"])      # float32 [2, D], unit length
+    searcher = sightline.open("photos.index")        # the index with its model
+    hits = searcher.search("query.jpg", k=10).hits
 
-What is heavy is imported when it is first asked for.
+Heavy modules are imported at first use.
 """
 
 from __future__ import annotations
@@ -14,22 +16,39 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sightline.index.base import Index, Item
     from sightline.nn.model_folder import load
+    from sightline.search.engine import Answer, Query, Searcher
+    from sightline.workflows.measuring import evaluate
+    from sightline.workflows.training import train
+
+    open = Searcher.open
 
 __version__ = "0.1.0"
-__all__ = ["Index", "Item", "__version__", "load"]
+__all__ = ["Answer", "Index", "Item", "Query", "Searcher", "__version__", "evaluate", "load", "open", "train"]
 
-_LAZY = {"load": "sightline.nn.model_folder", "Index": "sightline.index.base", "Item": "sightline.index.base"}
+_LAZY = {
+    "load": "sightline.nn.model_folder:load",
+    "open": "sightline.search.engine:Searcher.open",
+    "train": "sightline.workflows.training:train",
+    "evaluate": "sightline.workflows.measuring:evaluate",
+    "Index": "sightline.index.base:Index",
+    "Item": "sightline.index.base:Item",
+    "Searcher": "sightline.search.engine:Searcher",
+    "Query": "sightline.search.engine:Query",
+    "Answer": "sightline.search.engine:Answer",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'sightline' has no attribute '{name}'")
     import importlib
+    import operator
 
     from sightline.imports import without_collecting
 
+    module, _, attribute = _LAZY[name].partition(":")
     with without_collecting():
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return operator.attrgetter(attribute)(importlib.import_module(module))
 
 
 def __dir__() -> list[str]:

@@ -28,8 +28,9 @@ from sightline.nn.backbone import hub_is_reachable
 from sightline.nn.encoder import Encoder
 from sightline.nn.which_backbone import local_weights
 from sightline.recipe import ImageSpec, Recipe
+from sightline.search.engine import Searcher
 from sightline.search.page import write_page
-from sightline.workflows import indexing, measuring, searching, training
+from sightline.workflows import indexing, measuring, training
 
 TRAIN_PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "clock_motion.png", "coffee.png", "coins.png", "gravel.png",
@@ -98,7 +99,8 @@ def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
 
     _, text = indexing.index(out / "photos.index", model=str(out / "run"), images=photos / "test")
     say(f"\n{text}")
-    answers = searching.search(out / "photos.index", [query], 5)
+    with Searcher.open(out / "photos.index") as searcher:
+        answers = [searcher.search(query, 5).hits]
     write_page(out / "search.html", [query], answers, command=f"sightline search {out / 'photos.index'} {query} -k 5")
     say(f"the closest to {query} (a view that is not in the index):")
     for hit in answers[0]:
@@ -211,9 +213,11 @@ def _search_photographs(out: Path, model: Path, say: Say) -> dict[Path, Hits]:
         raise explain_os_error(error, f"writing the photographs into '{folder}'") from error
     indexing.index(out / "collection.index", model=str(model), images=folder)
     queries = [(folder / name).with_suffix(".jpg") for name in FRIENDLY]
-    found = searching.search(out / "collection.index", queries, 6)
+    with Searcher.open(out / "collection.index") as searcher:
+        found = searcher.search_many(queries, 6)
     answers = {
-        query: Hits(tuple(hit for hit in hits if Path(hit.path).name != query.name)[:5]) for query, hits in zip(queries, found, strict=True)
+        query: Hits(tuple(hit for hit in answer.hits if Path(hit.path).name != query.name)[:5])
+        for query, answer in zip(queries, found, strict=True)
     }
     say(f"\n{len(COLLECTION)} photographs that are all different: {folder}")
     for query, hits in answers.items():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from sightline import catalog
 from sightline.cli.main import COMMANDS, main
 from sightline.contracts import Hits
+from sightline.index.base import Index
+from sightline.nn.pictures import Picture
+from sightline.search import engine
+from sightline.search.engine import Answer, Query, Searcher
 from sightline.settings import as_setting, flatten
-from sightline.workflows import indexing, searching
+from sightline.workflows import indexing
 from sightline.workflows.training import named_recipe
 
 
@@ -63,24 +68,17 @@ def test_data_and_images_are_one_option(capsys: pytest.CaptureFixture[str], comm
 def test_pictures_stand_behind_the_index_or_behind_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    class Searched:
-        def __init__(self, *given: object, **named: object) -> None:
-            pass
+    class Opened(Searcher):
+        def search_many(self, queries: Sequence[Query | Picture], *arguments: object, **named: object) -> list[Answer]:
+            asked.append([str(query.picture) for query in queries if isinstance(query, Query)])
+            return [Answer(Hits(())) for _ in queries]
 
-        def __enter__(self) -> Searched:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            pass
-
-        def answers(self, pictures: list[Path]) -> list[Hits]:
-            asked.append([str(picture) for picture in pictures])
-            return [Hits(()) for _ in pictures]
-
-        def note(self) -> str:
+        def note(self, where: str | None = None) -> str:
             return ""
 
-    monkeypatch.setattr(searching, "Search", Searched)
+    monkeypatch.setattr(Index, "open", lambda *given, **named: SimpleNamespace(header=None))
+    monkeypatch.setattr(Opened, "close", lambda self: None)
+    monkeypatch.setattr(engine, "Searcher", Opened)
     for arguments in (["a.jpg", "b.jpg"], ["--image", "a.jpg", "b.jpg"], ["--image", "a.jpg", "--image", "b.jpg"]):
         assert told(capsys, "search", "i", *arguments, "--json")[0] == 0
     assert asked == [["a.jpg", "b.jpg"]] * 3

@@ -15,7 +15,9 @@ from sightline.imports import load_meta_kernels, meta_kernels_later, without_col
 with without_collecting(), meta_kernels_later():
     assert not gc.isenabled()
     import sightline.search.page
-    import sightline.workflows.searching
+    import sightline.search.engine
+    import sightline.nn.model_folder
+    import sightline.workflows.embedding
 assert gc.isenabled() and gc.get_freeze_count() > 100_000
 late = {"torch._dynamo", "torch._inductor", "torch._refs", "torch._meta_registrations"}
 print(*sorted((late | {"sympy", "matplotlib", "torch.utils.tensorboard", "onnxruntime"}) & set(sys.modules)))

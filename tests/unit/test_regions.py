@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.contracts import PatchFeatures, Ranking
+from sightline.contracts import Box, Hits, PatchFeatures, Ranking
 from sightline.errors import DataError
 from sightline.index.base import Index, Item
 from sightline.index.patches import PLACE_BITS, PatchIndex
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 from sightline.search import regions
-from sightline.search.regions import best_window, candidates, group, query_patches, running_max, search_regions
+from sightline.search.engine import Query, Searcher
+from sightline.search.regions import best_window, candidates, group, query_patches, running_max
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -120,6 +121,13 @@ def test_large_boxes_are_thinned_out_and_keep_their_shape(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(query, cells[::2, ::2].reshape(6, -1))
 
 
+def regions_of(
+    index: Index, encoder: Encoder, picture: Image.Image, box: Box | None, k: int, *, where: str | None = None, exact: bool = False
+) -> Hits:
+    encoder.fingerprint = index.header.fingerprint
+    return Searcher(index, encoder=encoder).search(Query(picture=picture, box=box), k, where=where, exact=exact).hits
+
+
 def test_a_part_of_a_photograph_is_found_where_it_was_pasted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     args = (("patch_size", 8), ("embed_dim", 48), ("depth", 2), ("num_heads", 2))
@@ -131,13 +139,13 @@ def test_a_part_of_a_photograph_is_found_where_it_was_pasted(tmp_path: Path) -> 
     with Index.create(tmp_path / "index", dim=48, fingerprint="f", engine="patches", short_px=64) as index:
         assert isinstance(index, PatchIndex)
         index.upsert_patches([Item(f"{number}.png") for number in range(1, 4)], list(encoder.patches(pictures[1:], short_px=64)))
-        hits = search_regions(index, encoder, query, (16, 8, 48, 40), 2)
+        hits = regions_of(index, encoder, query, (16, 8, 48, 40), 2)
         assert [hit.path for hit in hits][:1] == ["2.png"]
         assert hits[0].box == (56, 24, 88, 56)
         assert hits[0].similarity > hits[1].similarity + 0.1
-        assert len(search_regions(index, encoder, query, None, 9)) == 3
+        assert len(regions_of(index, encoder, query, None, 9)) == 3
         with pytest.raises(DataError, match="the box 96,0,120,20 is empty or outside the picture, which is 96 x 64 pixels"):
-            search_regions(index, encoder, query, (96, 0, 120, 20), 2)
+            regions_of(index, encoder, query, (96, 0, 120, 20), 2)
 
 
 @pytest.mark.parametrize("few", [0, 200])
@@ -156,10 +164,10 @@ def test_a_filter_that_leaves_out_the_best_regions_leaves_the_next_best(few: int
         assert isinstance(index, PatchIndex)
         items = [Item(f"{number}.png", {"shelf": number}) for number in range(len(pictures))]
         index.upsert_patches(items, list(encoder.patches(pictures, short_px=64)))
-        assert {int(hit.metadata["shelf"]) for hit in search_regions(index, encoder, query, box, 12)} == set(range(12))
+        assert {int(hit.metadata["shelf"]) for hit in regions_of(index, encoder, query, box, 12)} == set(range(12))
         for where, best in (("shelf >= 10", {10, 11}), ("shelf != 3 and shelf < 5", {0, 1, 2, 4}), ("shelf >= 12", set())):
-            found = search_regions(index, encoder, query, box, 4, where=where)
-            truth = search_regions(index, encoder, query, box, 4, where=where, exact=True)
+            found = regions_of(index, encoder, query, box, 4, where=where)
+            truth = regions_of(index, encoder, query, box, 4, where=where, exact=True)
             shelves = [int(hit.metadata["shelf"]) for hit in found]
             assert set(shelves[: len(best)]) == best
             assert shelves[: len(best)] == [int(hit.metadata["shelf"]) for hit in truth][: len(best)]

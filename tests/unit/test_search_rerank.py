@@ -10,9 +10,9 @@ import pytest
 
 from sightline.contracts import Hit, Hits, Ranking
 from sightline.index.base import Index, Item
+from sightline.search.engine import rerank_found
 from sightline.search.neighbours import nearest
 from sightline.search.page import write_page
-from sightline.search.pipeline import rerank_found
 from sightline.search.rerank import parse
 
 RERANKER = parse("k-reciprocal,k1=6,k2=2")

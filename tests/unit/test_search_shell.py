@@ -68,22 +68,22 @@ def test_a_table_is_as_wide_as_it_has_to_be_and_a_narrow_one_keeps_paths_whole()
     wide = answer_lines(Path("q.jpg"), HITS, None)
     assert wide == [
         "q.jpg",
-        "#  similarity  label  price  box        path",
-        "1  0.9877      cup    3                 /a/long/folder/of/photographs/with a name/0001.jpg",
-        "2  0.5000      猫            1,2,30,40  /short.jpg",
+        "#  similarity  id  label  price  box        path",
+        "1  0.9877      1   cup    3                 /a/long/folder/of/photographs/with a name/0001.jpg",
+        "2  0.5000      2   猫            1,2,30,40  /short.jpg",
     ]
     assert answer_lines(Path("q.jpg"), HITS, len(wide[2])) == wide
     assert answer_lines(Path("q.jpg"), HITS, len(wide[2]) - 1) == [
         "q.jpg",
-        "1  0.9877  label cup, price 3",
+        "1  0.9877  id 1, label cup, price 3",
         "   /a/long/folder/of/photographs/with a name/0001.jpg",
-        "2  0.5000  label 猫, box 1,2,30,40",
+        "2  0.5000  id 2, label 猫, box 1,2,30,40",
         "   /short.jpg",
     ]
     assert answer_lines(Path("a\nb.jpg"), Hits((Hit(1, "/c\nd\x1b.jpg", 0.5),)), None) == [
         r"a\nb.jpg",
-        "#  similarity  path",
-        r"1  0.5000      /c\nd\x1b.jpg",
+        "#  similarity  id  path",
+        r"1  0.5000      1   /c\nd\x1b.jpg",
     ]
 
 
@@ -117,7 +117,7 @@ def test_pictures_of_standard_input_are_answered_one_after_another_by_one_proces
     code, out, err = shell("search", photos.parent / "p.index", "--image", "-", "-k", 1, given=f"{photos}/2.png\n{photos}/3.png\n")
     assert (code, err) == (0, "searched: exact\n" * 2)
     first = [line.split() for line in out.splitlines() if line.startswith("1")]
-    assert first == [["1", "1.0000", "mug", "8", f"{photos}/2.png"], ["1", "1.0000", "mug", "12", f"{photos}/3.png"]]
+    assert first == [["1", "1.0000", "3", "mug", "8", f"{photos}/2.png"], ["1", "1.0000", "4", "mug", "12", f"{photos}/3.png"]]
 
 
 @pytest.mark.parametrize("option", [("--html", "page.html"), ("--box", "1,1,9,9")])
@@ -146,3 +146,28 @@ def test_a_box_of_shares_is_not_taken_for_pixels(text: str) -> None:
     with pytest.raises(UsageError, match=r"is a share of the picture or a pixel at most: write pixels \(x times"):
         parse_box(text)
     assert parse_box("0,0,1,2") == (0, 0, 1, 2)
+
+
+def test_an_item_and_examples_are_queries(shell: Shell, photos: Path) -> None:
+    index = photos.parent / "p.index"
+    by_picture = json.loads(shell("search", index, photos / "0.png", "-k", "4", "--json")[1])["queries"][0]
+    first, *rest = [hit["id"] for hit in by_picture["hits"]]
+    code, out, err = shell("search", index, "--id", first, "-k", "3", "--json")
+    (found,) = json.loads(out)["queries"]
+    assert (code, err, found["id"], found["image"]) == (0, "", first, by_picture["hits"][0]["path"])
+    assert [hit["id"] for hit in found["hits"]] == rest
+    assert {*found["timings_ms"]} == {"embed", "search", "read"}
+    (moved,) = json.loads(shell("search", index, "--id", first, "--like", rest[0], "--unlike", rest[1], "-k", "3", "--json")[1])["queries"]
+    assert (moved["like"], moved["unlike"]) == ([rest[0]], [rest[1]])
+    assert not {first, rest[0], rest[1]} & {hit["id"] for hit in moved["hits"]}
+    assert len(json.loads(shell("search", index, "--id", first, "--id", rest[0], "--json")[1])["queries"]) == 2
+    assert shell("search", index, "--like", first, "--html", photos.parent / "page.html")[0] == 0
+    assert "0.png" in (photos.parent / "page.html").read_text(encoding="utf-8")
+    for arguments, message in (
+        (("--id", 999), "the index has no item 999"),
+        (("--unlike", 1), "which picture? for example"),
+        (("-", "--id", 1), "--id goes with pictures that are named"),
+    ):
+        code, _, err = shell("search", index, *arguments)
+        assert code == 2
+        assert message in err

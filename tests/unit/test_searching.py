@@ -11,7 +11,8 @@ from PIL import Image
 from sightline.errors import ModelError, UsageError
 from sightline.index.base import Index, Item
 from sightline.nn import model_folder
-from sightline.workflows import indexing, searching
+from sightline.search.engine import Searcher
+from sightline.workflows import indexing
 
 
 @pytest.fixture
@@ -77,6 +78,8 @@ def test_an_index_whose_model_has_moved_asks_where_it_is(tmp_path: Path) -> None
     model_folder.save(model_folder.load("random:vit_tiny_patch8_64", device="cpu"), tmp_path / "model")
     indexing.index(tmp_path / "i", model=str(tmp_path / "model"), images=tmp_path, device="cpu")
     (tmp_path / "model").rename(tmp_path / "moved")
-    with pytest.raises(ModelError, match=r"cannot be loaded .*: if it has moved, add --model and where it is now"):
-        searching.search(tmp_path / "i", [tmp_path / "a.png"], device="cpu")
-    assert len(searching.search(tmp_path / "i", [tmp_path / "a.png"], device="cpu", model=str(tmp_path / "moved"))[0]) == 1
+    with Searcher.open(tmp_path / "i", device="cpu") as searcher:
+        with pytest.raises(ModelError, match=r"cannot be loaded .*: if it has moved, add --model and where it is now"):
+            searcher.search(tmp_path / "a.png")
+    with Searcher.open(tmp_path / "i", device="cpu", model=str(tmp_path / "moved")) as searcher:
+        assert len(searcher.search(tmp_path / "a.png").hits) == 1

@@ -20,11 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
+from sightline.contracts import Hits
 from sightline.errors import DataError, UsageError
 from sightline.index.base import Index, Item
+from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
-from sightline.workflows import indexing, searching
+from sightline.search.engine import Searcher
+from sightline.workflows import indexing
 
 TINY = (("patch_size", 8), ("depth", 1), ("embed_dim", 16), ("num_heads", 2))
 
@@ -92,8 +95,13 @@ class World:
 @pytest.fixture(params=[False, True], ids=["images", "patches"])
 def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(Path(os.path.realpath(tmp_path)), patches=request.param)
-    monkeypatch.setattr(searching.model_folder, "load", lambda *source, **options: made.encoder)
+    monkeypatch.setattr(model_folder, "load", lambda *source, **options: made.encoder)
     return made
+
+
+def search(index: Path, picture: Path, k: int = 10) -> Hits:
+    with Searcher.open(index) as searcher:
+        return searcher.search(picture, k).hits
 
 
 # --- what an item is known by
@@ -133,7 +141,7 @@ def test_boxes_of_a_picture_are_items_of_their_own(world: World) -> None:
     items = world.items()
     assert items["a.png", (0, 0, 10, 10)].metadata == {"label": "l"}
     assert items["a.png", None].metadata == {"label": "n"}
-    (hits,) = searching.search(world.store, [world.folder / "a.png"], 6)
+    hits = search(world.store, world.folder / "a.png", 6)
     assert len(hits) == 6
     if not world.patches:
         assert {hit.box for hit in hits if hit.metadata["label"] == "m"} == {(8, 8, 30, 20)}
@@ -563,7 +571,7 @@ def test_an_index_of_before_is_read_as_it_is_and_brought_up_to_date_by_the_first
         assert reader.count('label = "cup"') == 2
         assert reader.count(f'path below "{world.folder}/photos/mug"') == 1
         assert (len(reader.known()), reader.sources(), reader.verify()) == (3, [], [])
-        assert len(searching.search(world.store, [world.folder / "photos/cup/a.png"])[0]) == 3
+        assert len(search(world.store, world.folder / "photos/cup/a.png")) == 3
         assert (world.store / "index.db").read_bytes() == content
         assert json.loads((world.store / "index.json").read_text())["format"] == 1
         assert world.bring("photos") == {"unchanged": 3}
@@ -685,6 +693,6 @@ def test_a_model_that_python_loaded_is_noted_and_one_that_is_not_known_is_asked_
     with Index.create(world.store, dim=16, fingerprint="f" * 64) as index:
         index.upsert([Item("a")], vector)
     with pytest.raises(UsageError, match=r"does not say where its model is: add --model"):
-        searching.search(world.store, [world.folder / "photos/a.png"])
+        search(world.store, world.folder / "photos/a.png")
     indexing.index(world.store, model="timm:tiny", images=world.folder / "photos")
-    assert len(searching.search(world.store, [world.folder / "photos/a.png"])[0]) == 2
+    assert len(search(world.store, world.folder / "photos/a.png")) == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +30,10 @@ def embed(
     Example: sightline embed runs/mine --images photos/ --out vectors.parquet
     """
     with without_collecting(), meta_kernels_later():
-        from sightline.workflows import searching
+        from sightline.workflows import embedding
 
     model = with_backbone(model, backbone)
-    done = searching.embed(model, images, out, device=device, precision=precision)
+    done = embedding.embed(model, images, out, device=device, precision=precision)
     if as_json:
         print_json(
             {"out": str(out), "images": done.num_images, "dim": done.dim, "bad_files": done.num_bad, "images_per_s": done.images_per_s}
@@ -117,6 +118,9 @@ def search(
     image: Annotated[
         list[Path] | None, typer.Option(help="a picture to look for, as if it stood behind the index; may be repeated")
     ] = None,
+    id: Annotated[list[int] | None, typer.Option("--id", help="an item of the index to look for, by its id; may be repeated")] = None,
+    like: Annotated[list[int] | None, typer.Option(help="the id of an item that answers should be more like; may be repeated")] = None,
+    unlike: Annotated[list[int] | None, typer.Option(help="the id of an item that answers should be less like; may be repeated")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many answers")] = 10,
     box: Annotated[
         str, typer.Option(help="left,top,right,bottom in the picture's pixels: find regions like it (an index of patches)")
@@ -136,70 +140,97 @@ def search(
     In an index of patches: the regions that look most like a part of it.
 
     Example: sightline search photos.index query.jpg -k 10 --where 'label != "cup"'
+    Example: sightline search photos.index --id 17 --unlike 23
     """
-    asked = [*(image or []), *(pictures or [])]
-    if not asked:
-        raise UsageError(f"which picture? for example: sightline search {index} query.jpg (several, or --image, are fine too)")
-    from_input = asked == [Path("-")]
-    if from_input and (html is not None or box):
-        raise UsageError(f"{'--html' if html is not None else '--box'} goes with pictures that are named, not with those of standard input")
+    paths = [*(image or []), *(pictures or [])]
+    if not paths and not id and not like:
+        raise UsageError(f"which picture? for example: sightline search {index} query.jpg (several, --image, or --id 17 are fine too)")
+    from_input = paths == [Path("-")]
+    if from_input and (html is not None or box or id):
+        option = "--html" if html is not None else "--box" if box else "--id"
+        raise UsageError(f"{option} goes with pictures that are named, not with those of standard input")
     with without_collecting(), meta_kernels_later():
-        from sightline.workflows import searching
+        from sightline.search.engine import Query, Searcher
 
-    model = with_backbone(model, backbone)
-    how = {"where": where or None, "exact": exact, "rerank": rerank, "rerank_top": rerank_top, "model": model, "device": device}
-    with searching.Search(index, k, box=parse_box(box), **how) as opened:  # type: ignore[arg-type]
+        if paths:  # an item is found without the network
+            import sightline.nn.model_folder  # noqa: F401
+
+    shape = parse_box(box)
+    query_of = partial(Query, box=shape, positives=tuple(like or ()), negatives=tuple(unlike or ()))
+    asked = [query_of(picture=path) for path in paths] + [query_of(id=one) for one in id or ()] or [query_of()]
+    if shape is not None and len(asked) != 1:
+        raise UsageError(f"one box goes with one picture, and {len(asked)} were given")
+    how = {"k": k, "where": where or None, "exact": exact, "rerank": rerank, "num_candidates": rerank_top}
+    with Searcher.open(index, model=with_backbone(model, backbone), device=device) as searcher:
         if from_input:
-            _answer_input(opened, rerank, as_json)
+            _answer_input(searcher, query_of, how, as_json)
             return
-        answers = opened.answers(asked)
-        told = opened.note()
+        answers = searcher.search_many(asked, **how)  # type: ignore[arg-type]
+        note_of_filter = searcher.note(how["where"])  # type: ignore[arg-type]
+        queries = [_named(searcher, query) for query in asked]
+        header = searcher.index.header
     if html is not None:
         from sightline.search.page import write_page
 
-        header, shown = opened.index.header, {"box": parse_box(box), "reranked_by": rerank, "command": command_line()}
-        write_page(html, asked, answers, regions=header.engine == "patches", deep=header.deep, **shown)  # type: ignore[arg-type]
+        shown = {"box": shape, "reranked_by": rerank, "command": command_line()}
+        hits = [answer.hits for answer in answers]
+        write_page(html, [path for path, _ in queries], hits, regions=header.engine == "patches", deep=header.deep, **shown)  # type: ignore[arg-type]
         note(f"page: {html}")
-    _tell(asked, answers, told, rerank, as_json)
+    _tell(queries, answers, note_of_filter, rerank, as_json)
 
 
-def _answer_input(opened: Any, rerank: str, as_json: bool) -> None:
+def _named(searcher: Any, query: Any) -> tuple[Path, dict[str, Any]]:
+    """Return the picture that stands for a query, and what the query is as plain data."""
+    examples = {name: list(ids) for name, ids in (("like", query.positives), ("unlike", query.negatives)) if ids}
+    if query.picture is not None:
+        return query.picture, {"image": str(query.picture), **examples}
+    shown = query.positives[0] if query.id is None else query.id
+    path = searcher.index.get(shown).path
+    return Path(path), {**({} if query.id is None else {"id": query.id, "image": path}), **examples}
+
+
+def _answer_input(searcher: Any, query_of: Callable[..., Any], how: dict[str, Any], as_json: bool) -> None:
     """Answer the pictures of standard input, a path a line, each before the next is read; one that cannot be read does not end it."""
     failed = False
     for line in sys.stdin:
-        query = Path(line.rstrip("\r\n"))
-        if query == Path():
+        path = Path(line.rstrip("\r\n"))
+        if path == Path():
             continue
+        query = query_of(picture=path)
         try:
-            answers = opened.answers([query])
+            answer = searcher.search(query, **how)
         except DataError as error:
             failed = True
             if as_json:
-                print_json({"image": str(query), "error": str(error)})
+                print_json({"image": str(path), "error": str(error)})
             note(f"error: {error}")
         else:
-            _tell([query], answers, opened.note(), rerank, as_json)
+            _tell([_named(searcher, query)], [answer], searcher.note(how["where"]), how["rerank"], as_json)
         sys.stdout.flush()
     if failed:
         raise typer.Exit(DataError.exit_code)
 
 
-def _tell(asked: Sequence[Path], answers: Sequence[Any], told: str, rerank: str, as_json: bool) -> None:
+def _tell(queries: Sequence[tuple[Path, dict[str, Any]]], answers: Sequence[Any], note_of_filter: str, rerank: str, as_json: bool) -> None:
     if as_json:
-        queries = [
-            {"image": str(query), "searched": hits.how, "hits": [_hit_json(hit) for hit in hits]}
-            for query, hits in zip(asked, answers, strict=True)
-        ]
-        print_json({"similarity": "cosine", "order": rerank or "similarity", "queries": queries} | ({"note": told} if told else {}))
-        note(told)
+        plain = [
+            {**query, "searched": answer.searched, "timings_ms": {name: round(ms, 2) for name, ms in answer.timings_ms.items()},
+             "hits": [_hit_json(hit) for hit in answer.hits]}
+            for (_, query), answer in zip(queries, answers, strict=True)
+        ]  # fmt: skip
+        print_json(
+            {"similarity": "cosine", "order": rerank or "similarity", "queries": plain}
+            | ({"note": note_of_filter} if note_of_filter else {})
+        )
+        note(note_of_filter)
         return
     if rerank:
         note(f"in the order of {rerank}; the similarity is the cosine")
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for query, hits in zip(asked, answers, strict=True):
-        print("\n".join(answer_lines(query, hits, width)))
-        note(f"searched: {hits.how}" if len(hits) and hits.how else "")
-    note(told)
+    for (path, _), answer in zip(queries, answers, strict=True):
+        print("\n".join(answer_lines(path, answer.hits, width)))
+        note(f"searched: {answer.searched}" if len(answer.hits) and answer.searched else "")
+    note(note_of_filter)
 
 
 def _hit_json(hit: Any) -> dict[str, Any]:
@@ -215,11 +246,11 @@ def answer_lines(query: Path, hits: Sequence[Any], width: int | None) -> list[st
         return [f"{_plain(query)}: no answers"]
     keys = sorted({key for hit in hits for key in hit.metadata})
     has_boxes = any(hit.box is not None for hit in hits)
-    rows = [["#", "similarity", *keys, *(["box"] if has_boxes else []), "path"]]
+    rows = [["#", "similarity", "id", *keys, *(["box"] if has_boxes else []), "path"]]
     for position, hit in enumerate(hits, 1):
         facts = [_plain(hit.metadata.get(key, "")) for key in keys]
         boxes = ["" if hit.box is None else ",".join(f"{side:.0f}" for side in hit.box)] if has_boxes else []
-        rows.append([str(position), f"{hit.similarity:.4f}", *facts, *boxes, _plain(hit.path)])
+        rows.append([str(position), f"{hit.similarity:.4f}", str(hit.id), *facts, *boxes, _plain(hit.path)])
     widths = [max(cell_len(cell) for cell in column) for column in zip(*rows, strict=True)]
     if width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
         lines = [_plain(query)]

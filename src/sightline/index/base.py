@@ -131,12 +131,8 @@ class Index(ABC):
         """
         folder = Path(path)
         header = read_header(folder)
-        if fingerprint is not None and fingerprint != header.fingerprint:
-            made_by = f" ({header.model})" if header.model else ""
-            raise IndexStoreError(
-                f"'{folder}' holds vectors of model {header.fingerprint[:12]}{made_by}, not of {fingerprint[:12]}: "
-                "use that model, or index the images again into a new folder"
-            )
+        if fingerprint is not None:
+            header.require_model(folder, fingerprint)
         index: Index = catalog.find("index_engines", header.engine)(folder, header, read_only=read_only, **options)
         return index
 

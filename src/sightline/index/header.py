@@ -32,6 +32,19 @@ class Header:
     deep: tuple[float, float] | None = None
     """What of its pictures' deep greys (16 bits) is black and white. Left out of the file where there is none."""
 
+    def require_model(self, folder: Path, fingerprint: str) -> None:
+        """Pass the model of the index at ``folder``.
+
+        Raises:
+            IndexStoreError: it is another one.
+        """
+        if fingerprint != self.fingerprint:
+            made_by = f" ({self.model})" if self.model else ""
+            raise IndexStoreError(
+                f"'{folder}' holds vectors of model {self.fingerprint[:12]}{made_by}, not of {fingerprint[:12]}: "
+                "use that model, or index the images again into a new folder"
+            )
+
 
 def _as_plain(header: Header) -> dict[str, Any]:
     return {name: value for name, value in asdict(header).items() if name not in ("short_px", "deep") or value}

@@ -11,9 +11,6 @@ from sightline.errors import DataError
 from sightline.index import filters
 from sightline.index.filters import Filter
 from sightline.index.patches import PLACE_BITS, PatchIndex
-from sightline.nn.encoder import Encoder
-from sightline.nn.pictures import Picture
-from sightline.runtime import Precision
 
 ASKING = 16
 """Patches of the box that propose pictures, spread evenly over it."""
@@ -135,35 +132,17 @@ def candidates(index: PatchIndex, query: FloatArray, num: int, *, where: str | F
     return np.concatenate([found, np.setdiff1d(index.ids(where), found)[: num - len(found)]]), "approximate"
 
 
-def search_regions(
-    index: PatchIndex,
-    encoder: Encoder,
-    picture: Picture,
-    box: Box | None,
-    k: int,
-    *,
-    where: str | Filter | None = None,
-    exact: bool = False,
-    precision: Precision = "auto",
-) -> Hits:
-    """Return the region most like ``box`` of each of the ``k`` pictures whose region is most like it, closest first.
-
-    ``box`` is in the pixels of ``picture``, None all of it; its patches are taken from the whole picture, so they know what is around
-    them. A hit has its region's box in the pixels of its own picture. ``exact`` compares the windows of every picture that matches.
-
-    Raises:
-        DataError: the picture cannot be decoded, or the box is outside it.
-        UsageError: the filter ``where`` cannot be read.
-    """
-    (asked,) = encoder.patches([picture], short_px=index.header.short_px, precision=precision)
-    query, shape = query_patches(asked, box)
-    return regions_like(index, query, shape, k, where=where, exact=exact)
-
-
 def regions_like(
     index: PatchIndex, query: FloatArray, shape: tuple[int, int], k: int, *, where: str | Filter | None = None, exact: bool = False
 ) -> Hits:
-    """Return the ``k`` pictures with the windows most like a query's patches ``[m, D]`` cut as ``shape``; see ``search_regions``."""
+    """Return the region most like a query's patches of each of the ``k`` pictures whose region is most like them, closest first.
+
+    ``query`` ``[m, D]`` are patches cut as ``shape`` (rows, columns). A hit has its region's box in the pixels of its own picture. ``exact``
+    compares the windows of every picture that matches.
+
+    Raises:
+        UsageError: the filter ``where`` cannot be read.
+    """
     proposed, how = candidates(index, query, max(CANDIDATES, 4 * k), where=where, exact=exact)
     windows: list[tuple[float, int, Box]] = []
     for id, patches in index.patches(proposed):

@@ -14,13 +14,14 @@ from sightline import runtime
 from sightline.data.deep import DeepRange
 from sightline.data.images import BAD_FILES_NAME, BadFiles, still_bad
 from sightline.data.records import Records
-from sightline.errors import DataError, ModelError, UsageError
+from sightline.errors import DataError, UsageError
 from sightline.index import filters
 from sightline.index.base import Index, IndexInfo
 from sightline.index.header import HEADER, read_header, write_header
 from sightline.nn import model_folder, sources
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
+from sightline.search.engine import encoder_of
 from sightline.search.listing import place_of
 from sightline.search.presence import missing_paths
 from sightline.search.update import Update, update_index
@@ -171,7 +172,7 @@ def _update(
     if exists and not images.exists():
         _tell_of_lost_source(path, images)
     records = read_data(images, bad_files)
-    encoder = load_for(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
+    encoder = encoder_of(path, model, device) if exists else model_folder.load(model, device=runtime.device(device))
     made = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         with _opened(path, encoder, model, exists, short_px, records.deep) as opened:
@@ -295,24 +296,3 @@ def _require_patches(path: Path, short_px: int) -> None:
         raise UsageError(
             f"'{path}' holds the patches of images at {header.short_px} px, not {short_px}: choose a new folder for another size"
         )
-
-
-def load_for(path: Path, model: str = "", device: str = "auto") -> Encoder:
-    """Return the encoder of an index: the one named, else the one that the index was built with.
-
-    Raises:
-        IndexStoreError: there is no such index.
-        UsageError: neither is known: the index was made in Python by a model from elsewhere.
-        ModelError: the model cannot be loaded.
-    """
-    source = model or read_header(path).model
-    if not source:
-        raise UsageError(
-            f"'{path}' does not say where its model is: add --model runs/mine (or timm:NAME); indexing with it notes it for good"
-        )
-    try:
-        return model_folder.load(source, device=runtime.device(device))
-    except ModelError as error:
-        if model:
-            raise
-        raise ModelError(f"the model of '{path}' cannot be loaded ({error}): if it has moved, add --model and where it is now") from error

@@ -56,10 +56,11 @@ class Trained:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str,
     data: str | Path | Records,
     out: str | Path,
     *,
+    settings: Sequence[str] = (),
     device: str = "auto",
     resume: bool = False,
     after: Path | None = None,
@@ -67,6 +68,7 @@ def train(
 ) -> Trained:
     """Train ``recipe`` on ``data`` (records, or where to read them) into the run folder ``out`` and return what became of it.
 
+    ``recipe`` may be a name of the catalog, and ``settings`` are its ``key=value``, such as ``steps=500``.
     ``resume`` goes on where the run in ``out`` stopped; ``after`` names a run that a new one goes on from, with the steps it has done.
 
     The split called val chooses the model; where there is none, a part of the training split is held out (see ``validating.material``). A test
@@ -77,7 +79,7 @@ def train(
         TrainingError: the numbers diverged.
     """
     run, where = Path(out), runtime.device(device)
-    recipe = resolved(recipe)
+    recipe = resolved(override(recipe, settings) if isinstance(recipe, Recipe) else named_recipe(recipe, settings))
     runtime.seed_everything(recipe.train.seed)
     bad_files = BadFiles()
     kind: type[Method] = catalog.find("methods", recipe.name.partition("/")[0])
