@@ -245,4 +245,4 @@ def test_a_sound_structure_of_other_vectors_is_not_taken(path: Path, tmp_path: P
     with open_index(path, read_only=True) as index:
         assert np.array_equal(index.search(queries, 5).rows, index.search(queries, 5, exact=True).rows)
         assert "have no sound search structure" in index.info().notes[0]
-        assert ann.load(own, str(index._reader.segments()[0].ann_sha256), ann.HNSW, 600, 32) is None
+        assert ann.load(own, str(index._readers.own().store.segments()[0].ann_sha256), ann.HNSW, 600, 32) is None

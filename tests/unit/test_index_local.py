@@ -95,7 +95,7 @@ def test_a_graph_of_before_answers_and_is_calibrated_for_filters_when_sealed(pat
     _, queries = pictures(20, seed=5)
     with open_index(path) as index:
         truth = index.search(queries, 5, exact=True).rows
-        [row] = index._reader.segments()
+        [row] = index._readers.own().store.segments()
         vectors = np.load(only(path, "*.vectors.npy"))
         graph = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, 32)
         graph.train(vectors)
@@ -115,16 +115,16 @@ def test_a_graph_of_before_answers_and_is_calibrated_for_filters_when_sealed(pat
         index.seal()
         assert index.info().recall_filtered is not None
         assert index.info().notes == ()
-        assert index._reader.segments()[0].ann_sha256 == sha256, "calibrated again, not built again"
+        assert index._readers.own().store.segments()[0].ann_sha256 == sha256, "calibrated again, not built again"
 
 
 def test_what_calibration_found_is_what_a_search_is_given(path: Path) -> None:
     with open_index(path) as index:
-        [row] = index._reader.segments()
+        [row] = index._readers.own().store.segments()
         for doubt, given in ((0.25, 0.25), (None, ann.NO_DOUBT)):
             with index._writable().writing("a test"):
                 index._writable().publish(replace(row, parameter=48, growth=0.5, depth=100, doubt=doubt))
-            [kept] = index._reader.segments()
+            [kept] = index._readers.own().store.segments()
             found = writer.load_ann(path, kept)
             assert found is not None
             assert found.effort == ann.Effort(48, 0.5, 100, given)

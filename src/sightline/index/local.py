@@ -24,6 +24,7 @@ from sightline.index.filters import Filter
 from sightline.index.header import FORMAT, Header, sync_folder, write_header
 from sightline.index.items import Brought, Item, Key, Known, Source, check_items, settled
 from sightline.index.matching import absent, matching, why_none
+from sightline.index.readers import Readers
 from sightline.index.segments import FLOAT32, FOLDER, Segment, ann_file, describe, open_segment, problems
 from sightline.index.snapshot import Snapshot
 from sightline.index.store import SegmentRow, Store, create, explained
@@ -37,7 +38,7 @@ FEWEST_REMEMBERED, REMEMBERED_BYTES = 16, 1 << 26
 class LocalIndex(Index):
     """An index in a folder of a local disk (SQLite's write-ahead log does not work over a network file system).
 
-    Threads may share one; writes wait for each other, searches wait for nobody.
+    Threads may share one: each reads by a connection of its own, writes wait for each other, searches wait for nobody.
     """
 
     STORE: type[Store] = Store
@@ -48,7 +49,6 @@ class LocalIndex(Index):
         self.path, self.header, self.limits = folder, header, limits or self.LIMITS
         self._reading, self._writing = threading.RLock(), threading.RLock()
         self._snapshot: Snapshot | None = None
-        self._version = 0
         self._anns: dict[tuple[int, str], ann.Ann | None] = {}
         self._allowed: OrderedDict[str | None, plan.Allowed] = OrderedDict()
         self._store: Store | None = None
@@ -61,7 +61,7 @@ class LocalIndex(Index):
                         write_header(folder, self.header)
                 self._store = stack.enter_context(closing(self.STORE(folder, read_only=False)))
                 writer.sweep_litter(self._store, folder)
-            self._reader = stack.enter_context(closing(self.STORE(folder, read_only=True)))
+            self._readers = stack.enter_context(closing(Readers(lambda: self.STORE(folder, read_only=True))))
             self._open = stack.pop_all()
 
     @classmethod
@@ -203,18 +203,18 @@ class LocalIndex(Index):
 
     def known(self) -> dict[Key, Known]:
         """See ``Index.known``."""
-        with self._reading, self._reader.reading():
-            return self._reader.known()
+        with self._read() as reader:
+            return reader.known()
 
     def sources(self) -> list[Source]:
         """See ``Index.sources``."""
-        with self._reading, self._reader.reading():
-            return sources.sources(self._reader)
+        with self._read() as reader:
+            return sources.sources(reader)
 
     def get(self, id: int) -> Item:
         """See ``Index.get``."""
-        with self._reading, self._reader.reading():
-            found = self._reader.items(np.array([id]))
+        with self._read() as reader:
+            found = reader.items(np.array([id]))
         if id not in found:
             raise IndexStoreError(f"the index has no item {id}: it may have been removed")
         return found[id]
@@ -225,25 +225,25 @@ class LocalIndex(Index):
 
     def ids(self, where: str | Filter | None = None) -> IntArray:
         """See ``Index.ids``."""
-        with self._reading, self._reader.reading():
-            return matching(self._reader, _parsed(where))
+        with self._read() as reader:
+            return matching(reader, _parsed(where))
 
     def count(self, where: str | Filter | None = None) -> int:
         """See ``Index.count``."""
         if where is not None:
             return len(self.ids(where))
-        with self._reading, self._reader.reading():
-            return self._reader.num_items()
+        with self._read() as reader:
+            return reader.num_items()
 
     def absent(self, where: str | Filter) -> list[Absent]:
         """See ``Index.absent``."""
-        with self._reading, self._reader.reading():
-            return absent(self._reader, filters.parse(where) if isinstance(where, str) else where)
+        with self._read() as reader:
+            return absent(reader, filters.parse(where) if isinstance(where, str) else where)
 
     def why_none(self, where: str | Filter) -> str:
         """See ``Index.why_none``."""
-        with self._reading, self._reader.reading():
-            return why_none(self._reader, filters.parse(where) if isinstance(where, str) else where)
+        with self._read() as reader:
+            return why_none(reader, filters.parse(where) if isinstance(where, str) else where)
 
     def search(self, vectors: FloatArray, k: int, *, where: str | Filter | None = None, exact: bool = False) -> Ranking:
         """See ``Index.search``."""
@@ -255,8 +255,8 @@ class LocalIndex(Index):
 
     def hits(self, ranking: Ranking) -> list[Hits]:
         """See ``Index.hits``."""
-        with self._reading, self._reader.reading():
-            items = self._reader.items(np.unique(ranking.rows))
+        with self._read() as reader:
+            items = reader.items(np.unique(ranking.rows))
         return [
             Hits(
                 tuple(
@@ -271,15 +271,23 @@ class LocalIndex(Index):
             )
         ]
 
+    @contextmanager
+    def _read(self, doing: str = "reading the index") -> Iterator[Store]:
+        """Hold one generation of this thread's connection."""
+        reader = self._readers.own()
+        with reader.lock, reader.store.reading(doing):
+            yield reader.store
+
     def _current(self, *, with_log: bool) -> Snapshot:
-        with self._reading:
+        reader = self._readers.own()
+        with self._reading, reader.lock:
             before = self._snapshot
             with explained("reading the index"):
-                version = self._reader.data_version()
-            if before is not None and version == self._version and (before.log is not None or not with_log):
+                version = reader.store.data_version()
+            if before is not None and version == reader.version and (before.log is not None or not with_log):
                 return before
-            self._snapshot = now = snapshots.current(self._reader, self.path, self.header.dim, before, with_log=with_log)
-            self._version = version
+            self._snapshot = now = snapshots.current(reader.store, self.path, self.header.dim, before, with_log=with_log)
+            reader.version = version
             if before is None or before.generation != now.generation:
                 self._allowed.clear()
                 sealed = {(segment.row.number, segment.row.ann_sha256) for segment in now.segments}
@@ -290,16 +298,21 @@ class LocalIndex(Index):
         name = where if where is None or isinstance(where, str) else repr(where)  # of equal filters 1 and true would be one
         with self._reading:
             now = self._current(with_log=True)
-            if name not in self._allowed:
-                parsed = _parsed(where)
-                with self._reader.reading():
-                    chosen = None if where is None else matching(self._reader, parsed)
-                self._allowed[name] = plan.allow(now, chosen, self._reader.bits)
+            if name in self._allowed:
+                self._allowed.move_to_end(name)
+                return now, self._allowed[name]
+        # The filter is matched without the lock: it may take long, and other threads search meanwhile.
+        parsed = _parsed(where)
+        with self._read() as reader:
+            chosen = None if where is None else matching(reader, parsed)
+        allowed = plan.allow(now, chosen, self.STORE.bits)
+        with self._reading:
+            if self._snapshot is not None and self._snapshot.generation == now.generation:
+                self._allowed[name] = allowed
                 each_bytes = max(1, now.num_rows + plan.FEW_BYTES * len(now.segments))
                 while len(self._allowed) > max(FEWEST_REMEMBERED, REMEMBERED_BYTES // each_bytes):
                     self._allowed.popitem(last=False)
-            self._allowed.move_to_end(name)
-            return now, self._allowed[name]
+        return now, allowed
 
     def _ann_of(self, segment: Segment) -> ann.Ann | None:
         row = segment.row
@@ -357,9 +370,9 @@ class LocalIndex(Index):
     def verify(self) -> list[str]:
         """See ``Index.verify``: every byte is read, hashes are compared, and items are matched with their vectors."""
         with self._writing:
-            with self._reading, self._reader.reading("verifying the index"):
-                found = self._reader.problems(self.header.dim)
-                rows = self._reader.segments()
+            with self._read("verifying the index") as reader:
+                found = reader.problems(self.header.dim)
+                rows = reader.segments()
             for row in rows:
                 wrong = self._checked(row)[1]
                 if wrong and self._is_published(row):  # another process may have merged it away meanwhile
@@ -367,8 +380,8 @@ class LocalIndex(Index):
             return found or self._unmatched()
 
     def _checked(self, row: SegmentRow) -> tuple[Segment | None, list[str]]:
-        with self._reading, self._reader.reading("verifying the index"):
-            dead = self._reader.dead()
+        with self._read("verifying the index") as reader:
+            dead = reader.dead()
         try:
             segment = open_segment(self.path, row, self.header.dim, dead[dead[:, 1] == row.number, 2])
             return segment, problems(self.path, segment)
@@ -376,22 +389,22 @@ class LocalIndex(Index):
             return None, [str(error)]
 
     def _is_published(self, row: SegmentRow) -> bool:
-        with self._reading, self._reader.reading():
-            return row.number in [published.number for published in self._reader.segments()]
+        with self._read() as reader:
+            return row.number in [published.number for published in reader.segments()]
 
     def _unmatched(self) -> list[str]:
-        with self._reading:
-            now = self._current(with_log=True)
-            with self._reader.reading():
-                if self._reader.generation() != now.generation:
-                    return self._unmatched()
-                ids = self._reader.ids(None)
+        now = self._current(with_log=True)
+        with self._read() as reader:
+            is_of_now = reader.generation() == now.generation
+            ids = reader.ids(None)
+        if not is_of_now:
+            return self._unmatched()
         assert now.log is not None
         located = np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
         counts = {
             "items have more than one vector": len(located) - len(np.unique(located)),
-            "items have no vector": len(np.setdiff1d(ids, located >> self._reader.bits)),
-            "vectors belong to no item": int((~np.isin(located >> self._reader.bits, ids)).sum()),
+            "items have no vector": len(np.setdiff1d(ids, located >> self.STORE.bits)),
+            "vectors belong to no item": int((~np.isin(located >> self.STORE.bits, ids)).sum()),
         }
         found = [f"{num} {what}" for what, num in counts.items() if num]
         for segment in now.segments:

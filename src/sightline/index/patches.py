@@ -132,9 +132,9 @@ class PatchIndex(LocalIndex):
         now = self._current(with_log=True)
         for start in range(0, len(wanted), PICTURES_AT_ONCE):
             part = wanted[start : start + PICTURES_AT_ONCE].tolist()
-            with self._reading, self._reader.reading():
-                assert isinstance(self._reader, PatchStore)
-                grids = {id: grid for id in part if (grid := self._reader.grid(id)) is not None}
+            with self._read() as reader:
+                assert isinstance(reader, PatchStore)
+                grids = {id: grid for id in part if (grid := reader.grid(id)) is not None}
             nums = np.array([grid[0] * grid[1] for grid in grids.values()], dtype=np.int64)
             found, vectors = now.vectors(runs(np.array(list(grids), dtype=np.int64) << PLACE_BITS, nums))
             for id, grid in grids.items():
@@ -176,11 +176,10 @@ class PatchIndex(LocalIndex):
         found = super().verify()
         if found:
             return found
-        with self._reading:
-            now = self._current(with_log=True)
-            with self._reader.reading():
-                assert isinstance(self._reader, PatchStore)
-                grids = self._reader.grids()
+        now = self._current(with_log=True)
+        with self._read() as reader:
+            assert isinstance(reader, PatchStore)
+            grids = reader.grids()
         assert now.log is not None
         rows = np.concatenate([now.log.ids, *(segment.ids[segment.live] for segment in now.segments)])
         ids, nums = np.unique(rows >> PLACE_BITS, return_counts=True)
