@@ -28,7 +28,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from sightline.contracts import Batch
 from sightline.data.loading import train_batches
-from sightline.data.records import Records, read_records
+from sightline.data.records import Records, of_labels, read_records
 from sightline.data.samplers import ShuffleSampler
 from sightline.data.transforms import train_transform
 from sightline.methods.classify import Classify, ClassifyRecipe, small
@@ -53,7 +53,7 @@ def recipe_for(image_px: int, batch: int) -> ClassifyRecipe:
 
 def make_loop(recipe: ClassifyRecipe, batches: Any, folder: Path, device: torch.device) -> Loop:
     torch.manual_seed(0)
-    method = Classify(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(NUM_CLASSES))
+    method = Classify(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(NUM_CLASSES)))
     return Loop(method, batches, recipe.train, folder, device=device)
 
 

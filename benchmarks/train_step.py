@@ -24,8 +24,10 @@ import torch
 from _common import head, interleaved, machine, median_ratio, table
 
 from sightline.contracts import Batch
-from sightline.methods.irt import IRT, contrastive_loss, koleo_loss, sop
+from sightline.data.records import of_labels
+from sightline.methods.irt import IRT, sop
 from sightline.nn.encoder import Encoder
+from sightline.nn.losses import contrastive_loss, koleo_loss
 from sightline.progress import Meter
 from sightline.train.loop import Loop
 
@@ -42,9 +44,9 @@ def make_loop(batch: Batch, num_images: int, width: int, folder: Path) -> Loop:
         train=replace(base.train, precision="fp32", clip_norm=1.0),
     )
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(num_images) // 5)
-    method.memory_vectors.copy_(torch.nn.functional.normalize(torch.randn(num_images, width), dim=1))
-    method.memory_labels.copy_(torch.arange(num_images) // 5)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(num_images) // 5))
+    method.objective.memory_vectors.copy_(torch.nn.functional.normalize(torch.randn(num_images, width), dim=1))
+    method.objective.memory_labels.copy_(torch.arange(num_images) // 5)
     return Loop(method, lambda start: itertools.repeat(batch), recipe.train, folder, device=torch.device("cpu"))
 
 
@@ -62,12 +64,12 @@ def parts(loop: Loop, size: int, width: int) -> dict[str, Any]:
     """Return what the full step adds, each as a call."""
     method, z = loop.method, torch.nn.functional.normalize(torch.randn(size, width), dim=1).requires_grad_()
     labels, columns = torch.arange(size) // 4, torch.arange(size)
-    vectors, vector_labels = method.memory_vectors, method.memory_labels
+    vectors, vector_labels = method.objective.memory_vectors, method.objective.memory_labels
     return {
         "loss against the memory": lambda: contrastive_loss(z, labels, vectors, vector_labels, margin=0.5, self_columns=columns).backward(),
         "loss against the batch": lambda: contrastive_loss(z, labels, margin=0.5).backward(),
         "KoLeo": lambda: koleo_loss(z).backward(),
-        "filling the memory": lambda: method._enqueue(z, labels),
+        "filling the memory": lambda: method.objective._enqueue(z, labels),
         "clipping": lambda: torch.nn.utils.clip_grad_norm_(loop.trained, 1.0),
         "AdamW": loop.optimizer.step,
     }

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 
 from sightline.contracts import Batch
+from sightline.data.division import training_split
 from sightline.data.images import BadFiles
-from sightline.data.records import read_records
+from sightline.data.records import of_labels, read_records
 from sightline.evaluate import compare_report
 from sightline.evaluate.compare_report import Run
 from sightline.methods.classify import Classify, ClassifyRecipe
 from sightline.nn.encoder import Encoder
 from sightline.settings import override
 from sightline.train.compute import Compute
-from sightline.workflows import classifying, comparing, training
-from sightline.workflows.common import training_split
+from sightline.workflows import comparing, evaluating, training
 
 METRIC = "accuracy@1"
 PX, LARGER_PX = 32, 48
@@ -83,7 +83,7 @@ def flops_of_step(recipe: ClassifyRecipe, data: Path) -> int:
     assert labels is not None
     num, px, compute = recipe.data.batch, recipe.image.image_px, Compute()
     random = override(recipe, ["weights=random"])
-    method = Classify(random, Encoder(random.model, random.image), labels=np.asarray(labels))
+    method = Classify(random, Encoder(random.model, random.image), of_labels(np.asarray(labels)))
     batch = Batch(torch.zeros(num, 3, px, px), torch.zeros(num, dtype=torch.int64), torch.arange(num))
     with compute.counting(1):
         method.loss(batch, 0).total.backward()
@@ -136,7 +136,7 @@ def accuracy(run: Path, data: Path) -> str:
         return "-"
     if not (run / "accuracy" / "metrics.json").exists():
         splits = set(read_records(data, on_bad=BadFiles().add).splits or ())
-        classifying.classify(str(run), data, split="test" if "test" in splits else "val", report=run / "accuracy")
+        evaluating.evaluate(str(run), data, protocol="accuracy", split="test" if "test" in splits else "val", report=run / "accuracy")
     return f"{100 * read(run / 'accuracy' / 'metrics.json')['metrics'][METRIC]:.1f}"
 
 

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sightline.workflows.dense import measure_dense
+from sightline.workflows.evaluating import evaluate
 from sightline.workflows.training import named_recipe, train
 
 
@@ -44,7 +44,7 @@ def one(run: Path, data: Path, settings: Sequence[str]) -> None:
     trained = train(named_recipe("segment/small", ["validation=0", *settings]), data, run, resume=run.exists())
     if trained.progress.stopped_by:
         raise SystemExit(f"stopped in {run}: the same command goes on")
-    found = measure_dense(str(run), data, "segment").result
+    found = evaluate(str(run), data, protocol="segment")
     compute = trained.progress.compute
     kept = {
         "metrics": dict(found.metrics),

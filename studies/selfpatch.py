@@ -26,8 +26,7 @@ from PIL import Image
 
 from sightline.data.records import IMAGE_SUFFIXES
 from sightline.recipe import Recipe
-from sightline.workflows.dense import measure_dense
-from sightline.workflows.measuring import evaluate
+from sightline.workflows.evaluating import evaluate
 from sightline.workflows.training import named_recipe, train
 from sightline.workflows.transferring import transfer
 
@@ -78,13 +77,13 @@ def measure_all(out: Path, options: argparse.Namespace) -> None:
             recipe = named_recipe("irt/small", [*irt, "backbone=auto", f"weights={run}", f"seed={run.name[-1]}"])
             finish(recipe, options.grocery, tuned)
         found = evaluate(str(tuned), options.grocery)
-        return {"grocery recall@1": found.measured.metrics["recall@1"], "grocery map@r": found.measured.metrics["map@r"]}
+        return {"grocery recall@1": found.metrics["recall@1"], "grocery map@r": found.metrics["map@r"]}
 
     measures: dict[str, Callable[[Path], dict[str, float]]] = {
         "k-NN": lambda run: {"knn": transfer(str(run), [options.labelled], kinds=("knn",)).metrics["knn"]},
-        "CamVid": lambda run: {"miou": measure_dense(str(run), options.camvid, options.in_context).result.metrics["miou"]},
+        "CamVid": lambda run: {"miou": evaluate(str(run), options.camvid, protocol=options.in_context).metrics["miou"]},
         "grocery": grocery,
-        "DAVIS": lambda run: dict(measure_dense(str(run), options.davis, options.propagation).result.metrics),
+        "DAVIS": lambda run: dict(evaluate(str(run), options.davis, protocol=options.propagation).metrics),
     }
     for name, take in measures.items():
         for run in sorted(path.parent for seed in options.seeds for path in out.glob(f"*-{seed}/done")):

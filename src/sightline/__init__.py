@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sightline.index.base import Index, Item
     from sightline.nn.model_folder import load
     from sightline.search.engine import Answer, Query, Searcher
-    from sightline.workflows.measuring import evaluate
+    from sightline.workflows.evaluating import evaluate
     from sightline.workflows.training import train
 
     open = Searcher.open
@@ -29,7 +29,7 @@ _LAZY = {
     "load": "sightline.nn.model_folder:load",
     "open": "sightline.search.engine:Searcher.open",
     "train": "sightline.workflows.training:train",
-    "evaluate": "sightline.workflows.measuring:evaluate",
+    "evaluate": "sightline.workflows.evaluating:evaluate",
     "Index": "sightline.index.base:Index",
     "Item": "sightline.index.base:Item",
     "Searcher": "sightline.search.engine:Searcher",

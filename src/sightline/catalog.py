@@ -66,6 +66,19 @@ METHODS = {
     "moby": "sightline.methods.moby:Moby",
 }
 
+SAMPLERS = {
+    "pk": "sightline.data.samplers:PK",
+    "shuffle": "sightline.data.samplers:Shuffle",
+    "class-balanced": "sightline.data.samplers:ClassBalanced",
+    "tuples": "sightline.search.mining:Tuples",
+}
+
+VALIDATIONS = {
+    "unseen-classes": "sightline.evaluate.validation:UnseenClasses",
+    "held-out-images": "sightline.evaluate.validation:HeldOutImages",
+    "knn": "sightline.evaluate.validation:NearestNeighbours",
+}
+
 DATASETS = {
     "first-folder": "sightline.data.sets.folders:first_folder",
     "last-folder": "sightline.data.sets.folders:last_folder",
@@ -76,9 +89,18 @@ DATASETS = {
 }
 
 PROTOCOLS = {
-    "leave-one-out": "sightline.evaluate.protocols:leave_one_out",
-    "query-gallery": "sightline.evaluate.protocols:query_gallery",
-    "cross-camera": "sightline.evaluate.protocols:cross_camera",
+    "auto": "sightline.evaluate.retrieval:Auto",
+    "leave-one-out": "sightline.evaluate.retrieval:LeaveOneOut",
+    "query-gallery": "sightline.evaluate.retrieval:QueryGallery",
+    "cross-camera": "sightline.evaluate.retrieval:CrossCamera",
+    "accuracy": "sightline.evaluate.classified:ByAccuracy",
+    "davis": "sightline.evaluate.dense.davis:DavisProtocol",
+    "in-context": "sightline.evaluate.dense.incontext:InContext",
+    "segment": "sightline.evaluate.dense.segment:Segment",
+    "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
+    "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
+    "detect": "sightline.evaluate.dense.detect:Detect",
+    "detect-coco": "sightline.evaluate.dense.detect:coco_schedule",
 }
 
 BENCHMARKS = {
@@ -88,16 +110,6 @@ BENCHMARKS = {
     "gldv2": "sightline.data.sets.gldv2:read",
     "copydays": "sightline.data.sets.copydays:read",
     "places": "sightline.data.sets.places:read",
-}
-
-DENSE_PROTOCOLS: dict[str, str] = {
-    "davis": "sightline.evaluate.dense.davis:DavisProtocol",
-    "in-context": "sightline.evaluate.dense.incontext:InContext",
-    "segment": "sightline.evaluate.dense.segment:Segment",
-    "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
-    "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
-    "detect": "sightline.evaluate.dense.detect:Detect",
-    "detect-coco": "sightline.evaluate.dense.detect:coco_schedule",
 }
 
 INDEX_ENGINES = {
@@ -119,10 +131,11 @@ TABLES = {
     "recipes": RECIPES,
     "sweeps": SWEEPS,
     "methods": METHODS,
+    "samplers": SAMPLERS,
+    "validations": VALIDATIONS,
     "datasets": DATASETS,
     "protocols": PROTOCOLS,
     "benchmarks": BENCHMARKS,
-    "dense_protocols": DENSE_PROTOCOLS,
     "index_engines": INDEX_ENGINES,
     "rerankers": RERANKERS,
 }

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from sightline import runtime
 from sightline.contracts import Hits
 from sightline.errors import ModelError, UsageError, explain_os_error
-from sightline.evaluate.measured import Measured
+from sightline.evaluate.evaluation import Evaluation
 from sightline.html import Number, Page, Picture
 from sightline.nn import model_folder
 from sightline.nn.backbone import hub_is_reachable
@@ -30,7 +30,7 @@ from sightline.nn.which_backbone import local_weights
 from sightline.recipe import ImageSpec, Recipe
 from sightline.search.engine import Searcher
 from sightline.search.page import write_page
-from sightline.workflows import indexing, measuring, training
+from sightline.workflows import evaluating, indexing, training
 
 TRAIN_PHOTOS = (
     "astronaut.png", "brick.png", "camera.png", "cell.png", "clock_motion.png", "coffee.png", "coins.png", "gravel.png",
@@ -89,13 +89,13 @@ def run(out: Path, *, steps: int = 200, say: Say = print) -> dict[str, Any]:
     )
     runtime.seed_everything(recipe.train.seed)  # the very weights that training starts from
     model_folder.save(Encoder(recipe.model, recipe.image), out / start)
-    before = measuring.evaluate(str(out / start), photos)
+    before = evaluating.evaluate(str(out / start), photos)
     training.train(recipe, photos, out / "run", command=f"{command} --data {photos} --out {out / 'run'}")
     command = f"sightline evaluate {out / 'run'} --data {photos} --report {out / 'report'}"
-    after = measuring.evaluate(str(out / "run"), photos, report=out / "report", command=command)
+    after = evaluating.evaluate(str(out / "run"), photos, report=out / "report", command=command)
     say("\nidentities from photographs that training never saw, leave-one-out:")
     for name in MEASURES:
-        say(f"  {name:9} {_line(before.measured, name)} {start}  ->  {_line(after.measured, name)} trained")
+        say(f"  {name:9} {_line(before, name)} {start}  ->  {_line(after, name)} trained")
 
     _, text = indexing.index(out / "photos.index", model=str(out / "run"), images=photos / "test")
     say(f"\n{text}")
@@ -142,7 +142,7 @@ def _recipe(steps: int) -> tuple[Recipe, str]:
     return training.named_recipe(RECIPE, settings), f"sightline train {RECIPE} --set {' '.join(settings)}"
 
 
-def _line(measured: Measured, name: str) -> str:
+def _line(measured: Evaluation, name: str) -> str:
     low, high = measured.intervals[name]
     return f"{100 * measured.metrics[name]:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -177,7 +177,7 @@ def _clear(out: Path) -> None:
 @dataclass(frozen=True)
 class _Shown:
     out: Path
-    evaluations: dict[str, measuring.Evaluation]
+    evaluations: dict[str, Evaluation]
     compared: tuple[tuple[Path, list[Path], list[Path]], ...]
 
 
@@ -233,8 +233,8 @@ def _write_page(shown: _Shown, friendly: dict[Path, Hits], steps: int, backbone:
         [
             Number(
                 f"{name}, {model}",
-                f"{100 * found.measured.metrics[name]:.1f} %",
-                "[{:.1f}, {:.1f}]".format(*(100 * end for end in found.measured.intervals[name])),
+                f"{100 * found.metrics[name]:.1f} %",
+                "[{:.1f}, {:.1f}]".format(*(100 * end for end in found.intervals[name])),
             )
             for name in MEASURES
             for model, found in shown.evaluations.items()

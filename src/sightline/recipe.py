@@ -6,9 +6,10 @@ A named recipe is a function that derives from another with ``replace``; ``setti
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from sightline.errors import RecipeError
 from sightline.runtime import Precision
@@ -176,22 +177,28 @@ class ModelSpec:
         )
 
 
+def only_under(*samplings: str, default: int) -> Any:
+    """Return a field that has an effect under these samplings alone; ``settings.override`` refuses it under another."""
+    return field(default=default, metadata={"only_under": ("sampling", samplings)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Where images come from and how a batch is put together: P classes of K images each, tuples, or shuffled passes over all images.
+    """The images and the sampling of batches; a setting of another sampling than the recipe's is refused.
 
     A tuple is an anchor, an image that shows the same thing, and negatives, each of another cluster, mined anew at every epoch.
     """
 
     dataset: str = "auto"  # a name of the catalog, or auto: a class folder or a manifest
     verify: bool = True  # check the official counts of a named data set
-    classes_per_batch: int = 16  # P
-    images_per_class: int = 4  # K; the paper does not say, the official cross-batch memory uses 4
-    tuples_per_batch: int = 0  # tuples a batch, in place of P x K; 0 is P x K
-    images_per_batch: int = 0  # images a batch from shuffled passes over all of them, in place of P x K; 0 is P x K
-    negatives: int = 5  # negatives a tuple
-    query_size: int = 2_000  # tuples an epoch
-    pool_size: int = 22_000  # images that an epoch's negatives are mined from
+    sampling: str = "pk"  # pk (P classes of K images), shuffle (passes over all images), class-balanced, tuples, or a plug-in's
+    classes_per_batch: int = only_under("pk", default=16)  # P
+    images_per_class: int = only_under("pk", default=4)  # K; the paper does not say, the official cross-batch memory uses 4
+    tuples_per_batch: int = only_under("tuples", default=5)
+    images_per_batch: int = only_under("shuffle", "class-balanced", default=64)
+    negatives: int = only_under("tuples", default=5)  # negatives a tuple
+    query_size: int = only_under("tuples", default=2_000)  # tuples an epoch
+    pool_size: int = only_under("tuples", default=22_000)  # images that an epoch's negatives are mined from
     # Share of the training classes, at least two, held out to choose the model; of two or three classes, and to classify, of each one's images.
     validation: float = 0.1
     share: float = 1.0  # of each class's images, to learn from: a smaller share is a part of every larger one
@@ -203,14 +210,24 @@ class DataSpec:
             "classes_per_batch and images_per_class must be positive, validation in [0, 1), share in (0, 1]",
         )
         _require(
-            min(self.tuples_per_batch, self.images_per_batch) >= 0 and min(self.negatives, self.query_size, self.pool_size) > 0,
-            "tuples_per_batch and images_per_batch must not be negative; negatives, query_size and pool_size must be positive",
+            min(self.tuples_per_batch, self.images_per_batch, self.negatives, self.query_size, self.pool_size) > 0,
+            "tuples_per_batch, images_per_batch, negatives, query_size and pool_size must be positive",
         )
 
     @property
     def batch(self) -> int:
         """Images a batch, over all processes."""
-        return self.images_per_batch or self.tuples_per_batch * (2 + self.negatives) or self.classes_per_batch * self.images_per_class
+        of_tuples, of_classes = self.tuples_per_batch * (2 + self.negatives), self.classes_per_batch * self.images_per_class
+        return {"tuples": of_tuples, "pk": of_classes}.get(self.sampling, self.images_per_batch)
+
+    @staticmethod
+    def upgraded(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return plain settings as of today: before samplings had names, a size of 0 left one out."""
+        sizes = {name: plain[name] for name in ("images_per_batch", "tuples_per_batch") if name in plain}
+        if "sampling" in plain or not sizes:
+            return plain
+        sampling = "shuffle" if sizes.get("images_per_batch") else "tuples" if sizes.get("tuples_per_batch") else "pk"
+        return {**{name: value for name, value in plain.items() if sizes.get(name, 1)}, "sampling": sampling}
 
 
 @dataclass(frozen=True, kw_only=True)

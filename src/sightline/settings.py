@@ -69,7 +69,7 @@ def override(recipe: R, settings: Sequence[str]) -> R:
     Raises:
         RecipeError: an unknown or ambiguous key, or a value of another type.
     """
-    plain = to_plain(recipe)
+    plain, changed = to_plain(recipe), list[str]()
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -84,8 +84,32 @@ def override(recipe: R, settings: Sequence[str]) -> R:
             value = _parse(text.strip(), typing.get_args(typing.get_args(wanted)[0])[1], path)
             table[leaf] = list((dict(table[leaf]) | {argument[0]: value}).items())
         else:
-            table[leaf] = _parse(text.strip(), wanted, path)
-    return from_plain(type(recipe), plain)
+            value = _parse(text.strip(), wanted, path)
+            changed += [path] if value != table[leaf] else []
+            table[leaf] = value
+    made = from_plain(type(recipe), plain)
+    for path in changed:
+        _require_effect(made, path)
+    return made
+
+
+def _require_effect(recipe: Any, path: str) -> None:
+    """Pass a setting that has an effect: some go with certain values of another setting beside them.
+
+    Raises:
+        RecipeError: it has none; the message names the other setting. (A value that no field names is a plug-in's, which may use any.)
+    """
+    *tables, leaf = path.split(".")
+    for table in tables:
+        recipe = getattr(recipe, table)
+    fields = {item.name: item.metadata["only_under"] for item in dataclasses.fields(recipe) if "only_under" in item.metadata}
+    if leaf not in fields:
+        return
+    other, wanted = fields[leaf]
+    now, known = getattr(recipe, other), {value for one, values in fields.values() if one == other for value in values}
+    if now in known and now not in wanted:
+        where = ".".join([*tables, other])
+        raise RecipeError(f"{path} has no effect under {where}={now}: set {other}={' or '.join(wanted)} too, or leave it out")
 
 
 def configured(default: R, what: str, settings: Sequence[str]) -> R:
@@ -189,11 +213,14 @@ def to_plain(recipe: Any) -> dict[str, Any]:
 def from_plain(kind: type[R], plain: Any, path: str = "") -> R:
     """Return the dataclass ``kind`` made of plain values; missing keys take their defaults, unknown ones are errors.
 
+    A ``kind`` whose fields have changed brings values saved before up to date in its static method ``upgraded``.
+
     Raises:
         RecipeError: an unknown key, or a value of another type.
     """
     if not isinstance(plain, Mapping):
         raise RecipeError(f"{path.rstrip('.') or kind.__name__} must be a table of settings, got {plain!r}")
+    plain = getattr(kind, "upgraded", lambda same: same)(plain)
     hints = _field_types(kind)
     names = [item.name for item in dataclasses.fields(typing.cast(Any, kind))]
     for key in plain:

@@ -12,6 +12,7 @@ import torch
 
 from sightline import catalog
 from sightline.contracts import Batch, SegmentationBatch
+from sightline.data.records import of_labels
 from sightline.methods.base import Method
 from sightline.nn.collapse import PATIENCE
 from sightline.nn.encoder import Encoder
@@ -33,7 +34,7 @@ def make(name: str) -> tuple[Recipe, Method]:
     name, *settings = name.split()
     torch.manual_seed(0)
     named = catalog.find("recipes", name)()
-    batches = SHUFFLED if named.data.images_per_batch else TUPLE if named.data.tuples_per_batch else BATCH
+    batches = {"shuffle": SHUFFLED, "tuples": TUPLE, "pk": BATCH}[named.data.sampling]
     tiny = TINY
     if catalog.find("methods", name.partition("/")[0]).learns_from == "masks":
         batches = [*batches, *SEGMENTS]
@@ -45,7 +46,7 @@ def make(name: str) -> tuple[Recipe, Method]:
         batches = [*batches, *UNLABELLED[name.partition("/")[0]]]
     recipe = override(named, [*tiny, *batches, *settings])
     method = catalog.find("methods", name.partition("/")[0])
-    return recipe, method(recipe, Encoder(recipe.model, recipe.image), labels=np.repeat(np.arange(6), 2))
+    return recipe, method(recipe, Encoder(recipe.model, recipe.image), of_labels(np.repeat(np.arange(6), 2)))
 
 
 def batch(name: str, seed: int = 0) -> Batch:

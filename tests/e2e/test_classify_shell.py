@@ -136,7 +136,7 @@ def test_a_sweep_of_classification_is_measured_by_accuracy(photos: Path, tmp_pat
 def test_what_accuracy_cannot_be_asked_is_one_line(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data", str(photos)]
     assert main(["evaluate", str(run), *data, "--protocol", "accuracy", "--rerank", "alpha-qe"]) == 2
-    assert "--protocol accuracy ranks nothing: leave out --rerank" in capsys.readouterr().err
+    assert "--protocol accuracy does not use --rerank: leave it out" in capsys.readouterr().err
     assert main(["evaluate", "random:vit_tiny_patch8_64", *data, "--protocol", "accuracy"]) == 2
     assert "no classifier, so no accuracy" in capsys.readouterr().err
 

@@ -95,8 +95,8 @@ def test_the_split_of_the_command_is_the_list_and_the_rest_is_refused(tmp_path: 
     assert (answer["protocol"], answer["counts"]["sequences"], answer["settings"]["split"]) == ("davis 2016 mine 480p", 1, "mine")
     for protocol, options, expected in (
         ("davis", ["--split", "test"], "has no ImageSets/2017 or 2016/test.txt"),
-        ("davis,split=mine", ["--split", "val"], "--protocol davis,split=mine leaves nothing for --split to say: leave it out"),
-        ("davis", ["--dataset", "cub", "--no-verify"], "leaves nothing for --dataset and --no-verify to say: leave them out"),
+        ("davis,split=mine", ["--split", "val"], "--protocol davis has split=mine already: say it once"),
+        ("davis", ["--dataset", "cub", "--no-verify"], "--protocol davis does not use --dataset and --no-verify: leave them out"),
     ):
         assert main([*asked, "--protocol", protocol, *options]) == 2
         said = capsys.readouterr().err

@@ -66,7 +66,7 @@ def test_the_train_part_may_lie_elsewhere(garden: Path, tmp_path: Path, capsys: 
     (measured / "classes.txt").write_text("rose\ncloud\n")
     assert main([*asked, "--train-data", str(garden)]) == 2
     assert "differ: take two parts of one set" in capsys.readouterr().err
-    for protocol, line in (("davis", "learns from nothing: leave --train-data out"), ("auto", "is for the dense protocols")):
+    for protocol, line in (("davis", "learns from nothing: leave --train-data out"), ("auto", "does not use --train-data: leave it out")):
         assert main([*asked[:-1], protocol, "--train-data", str(garden)]) == 2
         assert line in capsys.readouterr().err
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_is_told_in_a_line(garden: Path, tmp_path: Path, capsys: 
     assert main([*asked, str(garden), "--protocol", "in-context", "--split", "test"]) == 2
     assert "images/test/ and masks/test/ belong there" in capsys.readouterr().err
     assert main([*asked, str(garden), "--protocol", "in-context", "--no-verify"]) == 2
-    assert "leaves nothing for --no-verify to say" in capsys.readouterr().err
+    assert "does not use --no-verify: leave it out" in capsys.readouterr().err
     assert main([*asked, str(garden), "--protocol", "in-context,image_px=50"]) == 2
     assert "cuts patches of 16 px" in capsys.readouterr().err
 
@@ -184,9 +184,9 @@ def test_what_cannot_be_segmented_is_told_in_a_line(run: Path, garden: Path, tmp
     assert train(tmp_path, tmp_path / "out") == 2
     assert "is no segmentation set" in capsys.readouterr().err
     assert train(garden, tmp_path / "out", "images_per_batch=1") == 2
-    assert "set images_per_batch to 2 or more" in capsys.readouterr().err
+    assert "images_per_batch to 2 or more" in capsys.readouterr().err
     asked = ["evaluate", "random:vit_tiny_patch16_224@64", "--device", "cpu", "--data", str(garden), "--protocol", "segment"]
     assert main(asked) == 2
     assert "train one with sightline train segment/" in capsys.readouterr().err
     assert main(["evaluate", str(run), "--device", "cpu", "--data", str(garden), "--rerank", "k-reciprocal"]) == 2
-    assert "ranks nothing" in capsys.readouterr().err
+    assert "does not use --rerank" in capsys.readouterr().err

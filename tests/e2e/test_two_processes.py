@@ -22,9 +22,10 @@ SETTINGS = [
 ]  # fmt: skip
 
 # KoLeo, for without it the gradient of a key's bias is nothing but rounding, which Adam makes a step of.
-IRT = "irt/small classes_per_batch=2 images_per_class=2 memory_start=2 momentum=0.9 lr=0.01 koleo_weight=0.3"
+IRT_ALONE = "irt/small memory_start=2 momentum=0.9 lr=0.01 koleo_weight=0.3"
+IRT = f"{IRT_ALONE} classes_per_batch=2 images_per_class=2"
 OBJECTIVES = {name: f"{IRT} objective={name}" for name in ("contrastive", "normalised_softmax", "snca")}
-OBJECTIVES["tuples"] = f"{IRT} tuples_per_batch=2 negatives=2 query_size=6 pool_size=99"  # two epochs of three steps
+OBJECTIVES["tuples"] = f"{IRT_ALONE} sampling=tuples tuples_per_batch=2 negatives=2 query_size=6 pool_size=99"  # two epochs of three steps
 # Mixed and cut, but what a layer drops is each process's own. SGD, for a bias's gradient is exactly zero where a batch has every class once, and
 # Adam makes a step of what rounding leaves of it.
 OBJECTIVES["classify"] = "classify/small images_per_batch=4 drop_path=0 optimizer=sgd lr=0.5"

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import Batch
-from sightline.methods.irt import IRT, contrastive_loss, folder, koleo_loss
+from sightline.data.records import of_labels
+from sightline.methods.irt import IRT, folder
+from sightline.nn.losses import contrastive_loss, koleo_loss
 from sightline.recipe import DataSpec
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "irt_losses.json").read_text(encoding="utf-8"))
@@ -49,7 +51,7 @@ def memory_losses(reduction: str, size: int) -> list[Loss]:
     """The memory's loss at each golden step, of one IRT that lives through them all (float32, as it trains)."""
     data = DataSpec(classes_per_batch=4, images_per_class=4)
     recipe = replace(folder(), reduction=reduction, margin=0.5, koleo_weight=0.0, memory_start=0, data=data)
-    method = IRT(recipe, Given(), labels=np.zeros(size, np.int64))
+    method = IRT(recipe, Given(), of_labels(np.zeros(size, np.int64)))
 
     def at(step: int) -> Loss:
         def loss(z: torch.Tensor) -> torch.Tensor:

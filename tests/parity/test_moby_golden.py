@@ -83,7 +83,7 @@ def filled(kind):
         queue_length=LENGTH,
         model=MODELS[kind],
         image=ImageSpec(image_px=image_px),
-        data=DataSpec(images_per_batch=BATCH),
+        data=DataSpec(sampling="shuffle", images_per_batch=BATCH),
         train=TrainSpec(steps=6, lr=SETTINGS["BASE_LR"], weight_decay=SETTINGS["WEIGHT_DECAY"]),
     )
     method = Moby(recipe, Encoder(recipe.model, recipe.image)).double()

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import Batch
-from sightline.methods.irt import IRT, folder, normalised_softmax_loss, snca_loss
+from sightline.data.records import of_labels
+from sightline.methods.irt import IRT, folder
+from sightline.nn.losses import normalised_softmax_loss, snca_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "irt_objectives.json").read_text(encoding="utf-8"))
 EMBEDDINGS = torch.tensor(GOLDEN["embeddings"], dtype=torch.float64)  # [4, 6, 8]
@@ -60,8 +62,8 @@ def test_snca_is_the_published_one(step: int) -> None:
 def test_sncas_memory_moves_as_the_published_one() -> None:
     recipe = replace(folder(), objective="snca", koleo_weight=0.0)
     assert (recipe.temperature, recipe.memory_momentum) == (SNCA["temperature"], SNCA["memory_momentum"])
-    method = IRT(recipe, Given(), labels=LABELS.numpy())
-    method.memory_vectors.copy_(torch.tensor(GOLDEN["memory"]))
+    method = IRT(recipe, Given(), of_labels(LABELS.numpy()))
+    method.objective.memory_vectors.copy_(torch.tensor(GOLDEN["memory"]))
     for step, golden in enumerate(SNCA["steps"]):
         images = EMBEDDINGS[step].float()[:, None, None, :].requires_grad_()
         total = method.loss(Batch(images, LABELS[ROWS[step]], ROWS[step]), step).total
@@ -69,4 +71,4 @@ def test_sncas_memory_moves_as_the_published_one() -> None:
         method.after_step(step)
         assert total.item() == pytest.approx(golden["value"], rel=1e-5)
         close(images.grad[:, 0, 0], golden["gradient"], rtol=1e-5)
-        close(method.memory_vectors, golden["memory"], rtol=1e-5)
+        close(method.objective.memory_vectors, golden["memory"], rtol=1e-5)

@@ -179,7 +179,7 @@ def method(kind: str, learn_gains: bool = False) -> SelfPatch:
         wrap="torus",
         model=given.model,
         image=given.image,
-        data=DataSpec(images_per_batch=2),
+        data=DataSpec(sampling="shuffle", images_per_batch=2),
         train=TrainSpec(steps=4, lr=1e-3, weight_decay=0.04, weight_decay_growth=10.0, clip_each_norm=3.0),
     )
     made_method = SelfPatch(recipe, given)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sightline.methods.irt import tuple_loss
+from sightline.nn.losses import tuple_loss
 from sightline.search.mining import hardest_negatives
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tuples_cirtorch.json").read_text(encoding="utf-8"))

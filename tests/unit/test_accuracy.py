@@ -13,7 +13,7 @@ from sightline.data.images import BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError, ModelError
 from sightline.evaluate.accuracy import Guesses, guess, measure_accuracy
-from sightline.evaluate.accuracy_report import write_accuracy_report
+from sightline.evaluate.accuracy_report import accuracy_page
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
@@ -99,9 +99,8 @@ def test_the_page_shows_the_surest_mistakes_first(colours: Records, tmp_path: Pa
         probability=np.array([0.9, 0.6, 0.7, 0.8, 0.95, 0.99], np.float32),
         target_probability=np.array([0.9, 0.3, 0.2, 0.8, 0.95, 0.01], np.float32),
     )
-    page = write_accuracy_report(
-        tmp_path / "index.html", guesses, colours, bad_files=["x.jpg: <torn>"], command="sightline evaluate"
-    ).read_text()
+    made = accuracy_page(guesses, colours, bad_files=["x.jpg: <torn>"], command="sightline evaluate")
+    page = made.write(tmp_path / "index.html").read_text()
     worst = page[page.index("Worst images</h2>") : page.index("Best images</h2>")]
     notes = [
         "taken for dark, 0.99; its own class 0.01",

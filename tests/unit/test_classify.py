@@ -13,6 +13,7 @@ from timm.loss import SoftTargetCrossEntropy
 
 from sightline.contracts import Batch
 from sightline.data.mixing import Mix
+from sightline.data.records import of_labels
 from sightline.errors import ModelError, RecipeError
 from sightline.methods.classify import Classify, ClassifyRecipe, cross_entropy, imagenet_b16, small
 from sightline.nn import model_folder
@@ -26,7 +27,7 @@ TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,emb
 def made(recipe: ClassifyRecipe, *settings: str, labels: tuple[int, ...] = (3, 3, 7, 9)) -> Classify:
     torch.manual_seed(0)
     recipe = override(recipe, [*TINY, *settings])
-    return Classify(recipe, Encoder(recipe.model, recipe.image), labels=np.array(labels))
+    return Classify(recipe, Encoder(recipe.model, recipe.image), of_labels(np.array(labels)))
 
 
 def batch(num: int = 4) -> Batch:
@@ -111,7 +112,12 @@ def test_a_model_without_a_classifier_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "told"),
-    [("images_per_batch=0", "set images_per_batch"), ("label_smoothing=1", "label_smoothing is in"), ("mixup=-1", "not negative")],
+    [
+        ("images_per_batch=0", "images_per_batch, negatives"),
+        ("sampling=pk", "set sampling=shuffle or class-balanced"),
+        ("label_smoothing=1", "label_smoothing is in"),
+        ("mixup=-1", "not negative"),
+    ],
 )
 def test_a_recipe_that_cannot_be_says_why(setting: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sightline.contracts import Batch
+from sightline.data.records import of_labels
 from sightline.methods.irt import IRT, IRTRecipe
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
@@ -37,7 +38,7 @@ def loop(folder: Path, steps: int, accumulate: int = 1, *, resume: bool = False)
     )
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(10) // 2)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(10) // 2))
 
     def batches(first: int):
         for number in range(first, 100):

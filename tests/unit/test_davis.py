@@ -14,8 +14,8 @@ from sightline.contracts import Tokens
 from sightline.data.images import BadFiles, BadImage
 from sightline.data.sets import davis
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense import parse
 from sightline.evaluate.dense.davis import frame_size, overlay, stretch
+from sightline.evaluate.protocol import parse
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 
@@ -155,7 +155,7 @@ def test_a_frame_that_is_missing_beside_its_mask_is_told(tmp_path: Path, frame: 
 
 
 def test_features_that_know_the_objects_follow_them(tmp_path: Path, colours: Encoder) -> None:
-    result = parse("davis,short_px=64").measure(colours, write(tmp_path), BadFiles(), num_shown=3)
+    result = parse("davis,short_px=64").run(colours, write(tmp_path), BadFiles(), num_shown=3)
     assert result.protocol == "davis 2017 val 480p (1 sequence, not 30)"
     assert result.counts == {"sequences": 1, "objects": 2, "frames": 4}
     assert list(result.groups) == ["cup_1", "cup_2"]
@@ -170,7 +170,7 @@ def test_features_that_know_the_objects_follow_them(tmp_path: Path, colours: Enc
 
 
 def test_masks_are_written_as_they_are_submitted(tmp_path: Path, colours: Encoder) -> None:
-    parse(f"davis,short_px=64,masks={tmp_path / 'out'}").measure(colours, write(tmp_path / "DAVIS"), BadFiles())
+    parse(f"davis,short_px=64,masks={tmp_path / 'out'}").run(colours, write(tmp_path / "DAVIS"), BadFiles())
     files = sorted((tmp_path / "out" / "cup").iterdir())
     assert [file.name for file in files] == [f"{step:05d}.png" for step in range(4)]
     assert davis.read_mask(files[0]).tolist() == truth(0).tolist()
@@ -183,8 +183,8 @@ def test_a_set_that_only_a_server_can_judge_gives_masks_alone(tmp_path: Path, co
     write(tmp_path)
     (tmp_path / "Annotations/480p/cup/00002.png").unlink()
     with pytest.raises(DataError, match=r"cup has no mask of frame 00002.*masks=FOLDER"):
-        parse("davis").measure(colours, tmp_path, BadFiles())
-    result = parse(f"davis,short_px=64,masks={tmp_path / 'out'}").measure(colours, tmp_path, BadFiles(), num_shown=1)
+        parse("davis").run(colours, tmp_path, BadFiles())
+    result = parse(f"davis,short_px=64,masks={tmp_path / 'out'}").run(colours, tmp_path, BadFiles(), num_shown=1)
     assert (result.metrics, result.groups, len(list((tmp_path / "out/cup").iterdir()))) == ({}, {}, 4)
 
 
@@ -194,7 +194,7 @@ def test_damaged_files_do_not_stop_it(tmp_path: Path, colours: Encoder) -> None:
     for name in [*damaged, "JPEGImages/480p/jar/00000.jpg"]:
         (tmp_path / name).write_bytes(b"\xff\xd8\xff nothing" if name.endswith("jpg") else b"nothing")
     bad_files = BadFiles()
-    result = parse(f"davis,short_px=64,masks={tmp_path / 'out'}").measure(colours, tmp_path, bad_files, num_shown=4)
+    result = parse(f"davis,short_px=64,masks={tmp_path / 'out'}").run(colours, tmp_path, bad_files, num_shown=4)
     assert {str(Path(path).relative_to(tmp_path)) for path, _ in bad_files.items()} == {*damaged, "JPEGImages/480p/jar/00000.jpg"}
     assert result.counts == {"sequences": 1, "objects": 2, "frames": 4}  # jar could not begin
     masks = [davis.read_mask(tmp_path / f"out/cup/0000{step}.png") for step in range(4)]
@@ -208,7 +208,7 @@ def test_masks_without_an_object_and_settings_that_cannot_be(tmp_path: Path, col
     write(tmp_path)
     davis.write_mask(tmp_path / "Annotations/480p/cup/00000.png", np.full(SIZE, davis.VOID, np.uint8))
     with pytest.raises(DataError, match="shows no object: year=2016"):
-        parse("davis,short_px=64").measure(colours, tmp_path, BadFiles())
+        parse("davis,short_px=64").run(colours, tmp_path, BadFiles())
     for setting in ("context=-1", "topk=0", "radius=-1", "temperature=0", "short_px=63"):
         with pytest.raises(UsageError, match="davis: context and radius are at least 0"):
             parse(f"davis,{setting}")

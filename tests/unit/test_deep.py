@@ -18,10 +18,10 @@ from sightline.data.deep import joined, to_grey
 from sightline.data.images import BadFiles, decode, measured_range
 from sightline.data.listing import DRAWINGS_TAG
 from sightline.data.loading import open_image
+from sightline.data.reading import read_data
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
-from sightline.workflows.common import read_data
 
 
 def write(folder: Path, low: int, high: int, names: Sequence[str] = "abcd") -> list[Path]:

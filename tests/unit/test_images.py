@@ -313,7 +313,10 @@ def test_bad_files_count_each_file_once_from_many_threads(tmp_path: Path) -> Non
         thread.join()
     bad.add("z.jpg", "zero bytes")
     assert len(bad) == 201
-    assert bad.summary(1204) == "201 of 1,204 files could not be read (200 truncated, 1 zero bytes): see bad_files.jsonl"
+    assert bad.summary(1204, "bad.jsonl") == "201 of 1,204 files could not be read (200 truncated, 1 zero bytes): see bad.jsonl"
+    assert bad.summary(1204).endswith(f"(200 truncated, 1 zero bytes), such as {bad.items()[0][0]}"), (
+        "no file is named that was not written"
+    )
     bad.write(tmp_path / "bad_files.jsonl")
     lines = (tmp_path / "bad_files.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1]) == {"path": "z.jpg", "reason": "zero bytes"}

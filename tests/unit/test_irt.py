@@ -15,19 +15,12 @@ from hypothesis import strategies as st
 
 from sightline import catalog
 from sightline.contracts import Batch
+from sightline.data.records import of_labels
 from sightline.errors import RecipeError
 from sightline.methods import irt
-from sightline.methods.irt import (
-    IRT,
-    IRTRecipe,
-    contrastive_loss,
-    gradient_noise,
-    koleo_loss,
-    normalised_softmax_loss,
-    snca_loss,
-    tuple_loss,
-)
+from sightline.methods.irt import IRT, IRTRecipe
 from sightline.nn.encoder import Encoder
+from sightline.nn.losses import contrastive_loss, gradient_noise, koleo_loss, normalised_softmax_loss, snca_loss, tuple_loss
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 
 TINY = ModelSpec(
@@ -116,7 +109,7 @@ def test_a_pair_of_equal_images_has_a_finite_gradient() -> None:
 
 
 def test_the_margin_of_tuples_is_what_they_are_measured_by() -> None:
-    data = DataSpec(tuples_per_batch=2)
+    data = DataSpec(sampling="tuples", tuples_per_batch=2)
     assert IRTRecipe(data=data, memory=0.0, margin=1.2).margin == 1.2
     with pytest.raises(RecipeError, match=r"margin is a cosine in \[-1, 1\]"):
         IRTRecipe(data=data, memory=0.0, margin=1.2, tuple_metric="cosine")
@@ -218,7 +211,7 @@ def _method(memory: float = 1.0, momentum: float = 0.0, start: int = 1) -> IRT:
         memory_start=start,
         momentum=momentum,
     )
-    return IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2)
+    return IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(6) // 2))
 
 
 def _batch(labels: list[int], seed: int) -> Batch:
@@ -230,13 +223,13 @@ def test_the_memory_starts_late_wraps_round_and_never_pairs_a_row_with_itself() 
     method = _method()
     first = method.loss(_batch([0, 0, 1, 1], 1), 0)
     assert "memory" not in first.terms
-    assert method.memory_labels.tolist() == [0, 0, 1, 1, -1, -1]
+    assert method.objective.memory_labels.tolist() == [0, 0, 1, 1, -1, -1]
     second = method.loss(_batch([2, 2, 3, 3], 2), 1)
-    assert method.memory_labels.tolist() == [3, 3, 1, 1, 2, 2]
-    assert int(method.memory_next) == 2
+    assert method.objective.memory_labels.tolist() == [3, 3, 1, 1, 2, 2]
+    assert int(method.objective.memory_next) == 2
     # Of the batch's 4 x 6 pairs with the memory, the 4 with itself are out: what is left, by hand.
     z = method.learner(_batch([2, 2, 3, 3], 2).images).detach()
-    labels, keys, key_labels = [2, 2, 3, 3], method.memory_vectors, method.memory_labels.tolist()
+    labels, keys, key_labels = [2, 2, 3, 3], method.objective.memory_vectors, method.objective.memory_labels.tolist()
     own = [4, 5, 0, 1]
     by_hand = 0.0
     for i in range(4):
@@ -251,12 +244,12 @@ def test_the_memory_starts_late_wraps_round_and_never_pairs_a_row_with_itself() 
 
 def test_a_memory_smaller_than_a_batch_still_holds_the_batch() -> None:
     method = _method(memory=0.1, start=0)  # a tenth of six images
-    assert method.memory_vectors.shape == (4, 16)
+    assert method.objective.memory_vectors.shape == (4, 16)
     batch = _batch([0, 0, 1, 1], 1)
     found = method.loss(batch, 0)
     z = method.learner(batch.images).detach()
-    assert method.memory_labels.tolist() == [0, 0, 1, 1]
-    torch.testing.assert_close(method.memory_vectors, z)
+    assert method.objective.memory_labels.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(method.objective.memory_vectors, z)
     # The memory is the batch itself, no row of which is paired with itself: equation 1 once over and once again.
     assert found.terms["memory"].item() == pytest.approx(found.terms["contrastive"].item(), rel=1e-5)
 
@@ -269,15 +262,15 @@ def test_a_key_has_no_drop_path() -> None:
         data=DataSpec(classes_per_batch=2, images_per_class=2),
         momentum=0.9,
     )
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2).train()
-    assert method.key_encoder is not None
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(6) // 2)).train()
+    assert method.objective.key_encoder is not None
     batch = _batch([0, 0, 1, 1], 1)
     with torch.no_grad():
-        whole = copy.deepcopy(method.key_encoder).eval()(batch.images)
-        dropped = copy.deepcopy(method.key_encoder).train()(batch.images)
+        whole = copy.deepcopy(method.objective.key_encoder).eval()(batch.images)
+        dropped = copy.deepcopy(method.objective.key_encoder).train()(batch.images)
     assert not torch.allclose(whole, dropped)  # the network has paths to drop
     method.loss(batch, 0)
-    torch.testing.assert_close(method.memory_vectors[:4], whole)
+    torch.testing.assert_close(method.objective.memory_vectors[:4], whole)
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "normalised_softmax", "snca", "tuples"])
@@ -295,12 +288,12 @@ def test_losses_are_taken_in_float32_under_bfloat16(objective: str, monkeypatch:
 
         monkeypatch.setattr(irt, name, noted)
     if objective == "tuples":
-        data, settings = DataSpec(tuples_per_batch=1, negatives=2), {"memory": 0.0, "margin": 0.85}
+        data, settings = DataSpec(sampling="tuples", tuples_per_batch=1, negatives=2), {"memory": 0.0, "margin": 0.85}
     else:
         data, settings = DataSpec(classes_per_batch=2, images_per_class=2), {"objective": objective, "memory_start": 0}
     torch.manual_seed(0)
     recipe = IRTRecipe(model=TINY, image=ImageSpec(image_px=16), data=data, **settings)
-    method, batch = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(6) // 2), _batch([0, 0, 1, 1], 1)
+    method, batch = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(6) // 2)), _batch([0, 0, 1, 1], 1)
     exactly = method.loss(batch, 5).total.detach()
     taken.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -313,26 +306,32 @@ def test_losses_are_taken_in_float32_under_bfloat16(objective: str, monkeypatch:
 
 def test_the_momentum_encoder_follows_slowly_and_does_not_learn() -> None:
     method = _method(momentum=0.9)
-    assert method.key_encoder is not None
+    assert method.objective.key_encoder is not None
     optimizer = torch.optim.SGD(method.parameter_groups(TrainSpec(lr=0.1)))
-    before = [p.clone() for p in method.key_encoder.parameters()]
+    before = [p.clone() for p in method.objective.key_encoder.parameters()]
     method.loss(_batch([0, 0, 1, 1], 1), 5).total.backward()
     optimizer.step()
     method.after_step(5)
-    for old, slow, fast in zip(before, method.key_encoder.parameters(), method.learner.parameters(), strict=True):
+    for old, slow, fast in zip(before, method.objective.key_encoder.parameters(), method.learner.parameters(), strict=True):
         assert not slow.requires_grad
         torch.testing.assert_close(slow, 0.9 * old + 0.1 * fast)
-    assert any(not torch.equal(old, slow) for old, slow in zip(before, method.key_encoder.parameters(), strict=True))
+    assert any(not torch.equal(old, slow) for old, slow in zip(before, method.objective.key_encoder.parameters(), strict=True))
 
 
 def test_the_memory_and_its_pointer_are_saved() -> None:
     method = _method()
     method.loss(_batch([0, 0, 1, 1], 1), 0)
     state = method.state_dict()
-    assert {"memory_vectors", "memory_labels", "memory_next"} <= state.keys()
+    names = {"memory_vectors", "memory_labels", "memory_next"}
+    assert {f"objective.{name}" for name in names} <= state.keys()
     other = _method()
     other.load_state_dict(state)
-    assert int(other.memory_next) == 4
+    assert int(other.objective.memory_next) == 4
+    before = {name.removeprefix("objective."): value for name, value in state.items()}  # as it was saved before objectives were parts
+    other = _method()
+    other.load_state_dict(before)
+    assert int(other.objective.memory_next) == 4
+    assert names <= before.keys(), "the caller's own table is left alone"
 
 
 def test_a_batch_has_pairs_of_either_kind() -> None:
@@ -347,7 +346,7 @@ def test_a_batch_has_pairs_of_either_kind() -> None:
             else:
                 IRTRecipe(objective=objective, memory=0.0, data=data)  # type: ignore[arg-type]
     IRTRecipe(memory=0.0, data=DataSpec(images_per_class=2, classes_per_batch=2))
-    IRTRecipe(memory=0.0, data=DataSpec(images_per_class=1, tuples_per_batch=2))
+    IRTRecipe(memory=0.0, data=DataSpec(sampling="tuples", tuples_per_batch=2))
 
 
 def test_your_own_photographs_are_learnt_as_the_studies_found_best() -> None:
@@ -374,37 +373,37 @@ def _other(objective: str, **settings: float) -> IRT:
         data=DataSpec(classes_per_batch=2, images_per_class=2),
         **settings,
     )
-    return IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.array([3, 3, 7, 7, 9, 9]))
+    return IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.array([3, 3, 7, 7, 9, 9])))
 
 
 def test_class_vectors_are_those_of_the_classes_learnt_from_and_learn_at_their_own_rate() -> None:
     method = _other("normalised_softmax", proxy_lr=10.0)
-    assert method.proxies is not None
-    assert method.proxies.shape == (3, 16)  # not the ten that labels up to 9 would ask for
-    assert method.proxy_of[torch.tensor([3, 7, 9])].tolist() == [0, 1, 2]
-    assert method.proxies.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.2)
+    assert method.objective.proxies is not None
+    assert method.objective.proxies.shape == (3, 16)  # not the ten that labels up to 9 would ask for
+    assert method.objective.proxy_of[torch.tensor([3, 7, 9])].tolist() == [0, 1, 2]
+    assert method.objective.proxies.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.2)
     groups = method.parameter_groups(TrainSpec(lr=0.1, weight_decay=0.2))
-    assert [(group["lr"], group["weight_decay"]) for group in groups if group["params"][0] is method.proxies] == [(1.0, 0.2)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups if group["params"][0] is method.objective.proxies] == [(1.0, 0.2)]
     found = method.loss(_batch([3, 3, 9, 9], 1), 0)
     z = method.learner(_batch([3, 3, 9, 9], 1).images).detach()
     assert found.terms["softmax"].item() == pytest.approx(
-        normalised_softmax_loss(z, torch.tensor([0, 0, 2, 2]), method.proxies, temperature=0.05).item(), rel=1e-5
+        normalised_softmax_loss(z, torch.tensor([0, 0, 2, 2]), method.objective.proxies, temperature=0.05).item(), rel=1e-5
     )
     assert found.total.item() == pytest.approx((found.terms["softmax"] + 0.7 * found.terms["koleo"]).item(), rel=1e-6)
 
 
 def test_sncas_memory_has_every_image_and_moves_only_where_the_step_looked() -> None:
     method = _other("snca", memory_momentum=0.25)
-    before = method.memory_vectors.clone()
+    before = method.objective.memory_vectors.clone()
     assert before.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.2)
     batch = _batch([3, 3, 7, 7], 1)
     z = method.learner(batch.images).detach()
     found = method.loss(batch, 0)
-    assert torch.equal(method.memory_vectors, before)  # its gradient is still to be taken against these
+    assert torch.equal(method.objective.memory_vectors, before)  # its gradient is still to be taken against these
     assert found.total.item() == pytest.approx((found.terms["snca"] + 0.7 * found.terms["koleo"]).item(), rel=1e-6)
     method.after_step(0)
-    torch.testing.assert_close(method.memory_vectors[:4], F.normalize(0.25 * before[:4] + 0.75 * z, dim=1))
-    assert torch.equal(method.memory_vectors[4:], before[4:])
+    torch.testing.assert_close(method.objective.memory_vectors[:4], F.normalize(0.25 * before[:4] + 0.75 * z, dim=1))
+    assert torch.equal(method.objective.memory_vectors[4:], before[4:])
 
 
 def test_the_other_objectives_settings_are_checked() -> None:

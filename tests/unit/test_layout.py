@@ -9,10 +9,10 @@ import pytest
 
 from sightline.data.images import BadFiles
 from sightline.data.layout import split_named
+from sightline.data.reading import read_data
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError
 from sightline.evaluate.protocols import leave_one_out, require_several
-from sightline.workflows.common import read_data
 
 
 def tree(root: Path, *paths: str) -> Path:

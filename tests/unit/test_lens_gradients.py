@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sightline.lens import gradients
 from sightline.lens.gradients import covariance_norms, gradient_curve, gradient_weights
-from sightline.methods.irt import contrastive_loss
+from sightline.nn.losses import contrastive_loss
 
 
 def random_unit(seed: int, num: int, width: int = 5) -> np.ndarray:

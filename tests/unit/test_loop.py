@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sightline.contracts import Batch
+from sightline.data.records import of_labels
 from sightline.errors import DiskFullError, ModelError, TrainingError
 from sightline.methods.irt import IRT, IRTRecipe
 from sightline.nn import model_folder
@@ -56,7 +57,7 @@ def batches(first: int) -> Iterator[Batch]:
 def loop(folder: Path, spec: TrainSpec = SPEC, recipe: IRTRecipe = RECIPE, **arguments: object) -> Loop:
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(10) // 2)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(10) // 2))
     return Loop(method, arguments.pop("batches", batches), spec, folder, device=torch.device("cpu"), **arguments)  # type: ignore[arg-type]
 
 
@@ -244,7 +245,7 @@ def test_accumulation_is_the_mean_of_the_gradients(tmp_path: Path) -> None:
     before = [p.clone() for p in running.method.parameters()]
     running.run()
     torch.manual_seed(0)
-    method = IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(10) // 2)
+    method = IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(10) // 2))
     ((method.loss(batch(0), 0).total + method.loss(batch(1), 0).total) / 2).backward()
     for old, new, p in zip(before, running.method.parameters(), method.parameters(), strict=True):
         torch.testing.assert_close(new, old - 0.1 * p.grad if p.grad is not None else old, atol=1e-5, rtol=1e-4)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from sightline.contracts import Batch, LossTerms
+from sightline.data.records import of_labels
 from sightline.errors import ModelError
 from sightline.methods import moby, selfpatch
 from sightline.methods.base import Method
@@ -176,7 +177,7 @@ def irt(**changes: Any) -> IRT:
         model=MODEL, image=ImageSpec(image_px=16), data=DataSpec(classes_per_batch=2, images_per_class=2), memory=0.0, train=SPEC
     )
     recipe = replace(recipe, **changes)
-    return IRT(recipe, Encoder(recipe.model, recipe.image), labels=np.arange(8) // 2)
+    return IRT(recipe, Encoder(recipe.model, recipe.image), of_labels(np.arange(8) // 2))
 
 
 def weights_of(encoder: Encoder) -> dict[str, torch.Tensor]:
@@ -238,7 +239,7 @@ def mobys() -> Moby:
         queue_length=16,
         model=replace(MODEL, pooling="cls"),
         image=ImageSpec(image_px=32),
-        data=DataSpec(images_per_batch=4),
+        data=DataSpec(sampling="shuffle", images_per_batch=4),
         train=replace(SPEC, steps=4),
     )
     return Moby(recipe, Encoder(recipe.model, recipe.image))
@@ -249,7 +250,7 @@ def test_without_labels_the_last_teacher_is_delivered_and_never_the_student(sett
     method = dino(*settings)
     told = iter([0.9, 0.5, 0.4, 0.3, 0.2])
     spec = replace(SPEC, steps=4, lr=1e-3)
-    running = Loop(method, crops, spec, tmp_path, device=CPU, validate=lambda _: Validation({"knn": next(told)}))
+    running = Loop(method, crops, spec, tmp_path, device=CPU, validate=lambda _: Validation({"knn": next(told)}, chooses=False))
     running.run()
     kept = weights_of(model_folder.load(tmp_path / "model"))
     assert same(kept, weights_of(method.teacher.encoder))

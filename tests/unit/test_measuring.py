@@ -10,18 +10,19 @@ import pytest
 
 from sightline.data.records import Records
 from sightline.errors import UsageError
-from sightline.workflows.measuring import _FILES_OF, _require_class_folders, part_to_measure
+from sightline.evaluate.parts import part_to_measure
+from sightline.evaluate.retrieval import _FILES_OF, require_class_folders
 
 
 @pytest.mark.parametrize("pattern", sorted(_FILES_OF))
 def test_a_data_set_in_its_own_layout_is_not_taken_for_class_folders(pattern: str, tmp_path: Path) -> None:
     (tmp_path / "jpg").mkdir()
-    _require_class_folders(tmp_path)
+    require_class_folders(tmp_path)
     file = tmp_path / pattern.replace("*", "x")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"")
     with pytest.raises(UsageError, match="looks like a data set in its own layout: give --") as told:
-        _require_class_folders(tmp_path)
+        require_class_folders(tmp_path)
     assert _FILES_OF[pattern].format(tmp_path) in str(told.value)
     assert "or --protocol leave-one-out if its folders are classes" in str(told.value)
 

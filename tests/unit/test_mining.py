@@ -91,7 +91,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Records:
 
 
 def mined(records: Records, bad_files: BadFiles | None = None, **data: int) -> MinedTuples:
-    spec = DataSpec(**({"tuples_per_batch": 2, "negatives": 3, "query_size": 10, "pool_size": 15} | data))  # type: ignore[arg-type]
+    spec = DataSpec(sampling="tuples", **({"tuples_per_batch": 2, "negatives": 3, "query_size": 10, "pool_size": 15} | data))  # type: ignore[arg-type]
     return MinedTuples(
         records, spec, seed=1, batches_per_step=1, precision="fp32", bad_files=BadFiles() if bad_files is None else bad_files
     )

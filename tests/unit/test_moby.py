@@ -33,7 +33,7 @@ def made(steps: int = 20, **changes: object) -> Moby:
         "patch_keys": 16,
         "model": ModelSpec(backbone="vit_tiny_patch16_224", backbone_args=TINY, weights="random", pooling="class_attention"),
         "image": ImageSpec(image_px=32),
-        "data": DataSpec(images_per_batch=8),
+        "data": DataSpec(sampling="shuffle", images_per_batch=8),
         "train": TrainSpec(steps=steps, lr=2e-3, weight_decay=0.05),
     } | changes
     recipe = MobyRecipe(**given)  # type: ignore[arg-type]
@@ -233,7 +233,8 @@ def test_a_swin_learns_with_patches() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("images_per_batch=0", "set images_per_batch, such as 64"),
+        ("images_per_batch=1", "set sampling=shuffle and images_per_batch, such as 64"),
+        ("sampling=pk", "set sampling=shuffle and images_per_batch, such as 64"),
         ("num_crops=3", "two crops of one size"),
         ("crop_px=32", "set crop_px=64 or image_px=32"),
         ("temperature=0", "must be positive"),

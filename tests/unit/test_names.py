@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sightline.evaluate.parts import classes_of_run
 from sightline.nn.model_folder import write_text
 from sightline.workflows.embedding import embed
-from sightline.workflows.measuring import classes_of_run
 
 NAMES = (b"plain.png", b"caf\xe9.png", b"line\nbreak.png", b"next\xc2\x85line.png", b'"quoted".png', b"back\\slash.png")
 

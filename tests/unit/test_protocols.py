@@ -17,6 +17,7 @@ from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
 from sightline.evaluate import protocols, run, trials
 from sightline.evaluate.measured import Measured, measure
+from sightline.evaluate.protocol import parse
 from sightline.evaluate.ranks import SameLabel
 
 
@@ -35,17 +36,17 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def measured(descriptors: Descriptors, records: Records, protocol: protocols.Protocol, **more) -> Measured:
+def measured(descriptors: Descriptors, records: Records, protocol: protocols.Rows, **more) -> Measured:
     return measure(trials.label_trial(descriptors, records, protocol), **more)
 
 
 def test_auto_chooses_by_the_splits():
-    assert protocols.choose_protocol(records_of([0, 0, 1])).name == "leave-one-out"
-    chosen = protocols.choose_protocol(records_of([0, 0, 1, 1], ["query", "gallery", "gallery", "query"]))
+    assert protocols.auto_rows(records_of([0, 0, 1])).name == "leave-one-out"
+    chosen = protocols.auto_rows(records_of([0, 0, 1, 1], ["query", "gallery", "gallery", "query"]))
     assert chosen.name == "query-gallery"
     assert chosen.query_rows.tolist() == [0, 3]
     assert chosen.gallery_rows.tolist() == [1, 2]
-    assert protocols.choose_protocol(records_of([0, 0, 1], ["train", "test", "test"])).name == "leave-one-out"
+    assert protocols.auto_rows(records_of([0, 0, 1], ["train", "test", "test"])).name == "leave-one-out"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_auto_chooses_by_the_splits():
 )
 def test_unsuitable_records_are_refused_in_one_line(records, name, message):
     with pytest.raises(UsageError, match=message) as caught:
-        protocols.choose_protocol(records, name)
+        parse(name).rows(records)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
 
@@ -126,7 +127,7 @@ def test_separation_tells_positives_from_the_hardest_negative():
 
 @pytest.mark.parametrize("records", [records_of([0, 0]), records_of([0, 0, 0, 1], ["query", "gallery", "gallery", "query"])])
 def test_a_gallery_of_one_class_is_refused_and_distractors_are_a_remedy(records):
-    protocol = protocols.choose_protocol(records)
+    protocol = protocols.auto_rows(records)
     with pytest.raises(
         DataError, match=r"shows one class \('class 0'\), so nothing can be wrong and every measure would be 1: .*--distractors"
     ):
@@ -144,24 +145,24 @@ def test_auto_drops_the_same_class_by_the_same_camera_and_says_so():
     # By similarity the query's answers are: itself by its own camera, another class, its class by another camera.
     records = with_cameras([0, 0, 1, 0], ["query", "gallery", "gallery", "gallery"], [0, 0, 0, 1])
     descriptors = Descriptors(unit(np.array([[1, 0], [1, 0.1], [1, 0.3], [1, 0.6]], np.float32)), np.arange(4))
-    found = measured(descriptors, records, protocols.choose_protocol(records), num_resamples=10)
+    found = measured(descriptors, records, protocols.auto_rows(records), num_resamples=10)
     assert (found.protocol, found.left_out) == ("cross-camera", "the query's class by the query's own camera")
     assert found.ranks[""].ranks.tolist() == [2]  # the other class stays, whatever its camera
     assert found.to_json()["left_out"] == found.left_out
-    plain = measured(descriptors, records, protocols.choose_protocol(records, "query-gallery"), num_resamples=10)
+    plain = measured(descriptors, records, protocols.query_gallery(records), num_resamples=10)
     assert (plain.ranks[""].ranks.tolist(), "left_out" in plain.to_json()) == ([1, 3], False)
 
 
 def test_cameras_that_leave_nothing_to_find_are_refused_and_the_remedy_works():
     records = with_cameras([0, 0, 1], ["query", "gallery", "gallery"], [0, 0, 1])
     with pytest.raises(DataError, match=r"by another camera: .*--protocol query-gallery"):
-        protocols.choose_protocol(records)
-    assert protocols.choose_protocol(records, "query-gallery").sources is None
+        protocols.auto_rows(records)
+    assert protocols.query_gallery(records).sources is None
 
 
 def test_distractors_are_never_of_a_querys_source():
     records = with_cameras([0, 0, 1, 0], ["query", "gallery", "gallery", "gallery"], [0, 0, 0, 1])
-    more, protocol = protocols.add_distractors(records, protocols.choose_protocol(records), records_of(None, num=9).select([8]))
+    more, protocol = protocols.add_distractors(records, protocols.auto_rows(records), records_of(None, num=9).select([8]))
     assert protocol.sources is not None
     assert len(protocol.sources) == len(more) == 5
 
@@ -189,9 +190,9 @@ def test_a_query_that_is_in_the_gallery_too_does_not_find_itself(tmp_path):
     records = replace(records_of([0, 0, 0, 1], ["query", "gallery", "gallery", "gallery"]), root=tmp_path)
     records = replace(records, paths=("a.jpg", "link.jpg", "b.jpg", "c.jpg"))
     vectors = unit(np.array([[1, 0], [1, 0], [1, 0.5], [1, 0.2]], np.float32))
-    found = measured(Descriptors(vectors, np.arange(4)), records, protocols.choose_protocol(records), num_resamples=10)
+    found = measured(Descriptors(vectors, np.arange(4)), records, protocols.auto_rows(records), num_resamples=10)
     assert found.ranks[""].ranks.tolist() == [2]
-    assert protocols.choose_protocol(replace(records, paths=("a.jpg", "x.jpg", "b.jpg", "c.jpg"))).left_out == ""
+    assert protocols.auto_rows(replace(records, paths=("a.jpg", "x.jpg", "b.jpg", "c.jpg"))).left_out == ""
 
 
 def test_a_trial_in_which_nothing_can_be_wrong_is_refused():

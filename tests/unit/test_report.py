@@ -31,17 +31,10 @@ def thumbnail(records: Records, row: int) -> Image.Image | None:
 
 
 def write(tmp_path: Path, collection: report.Collection, **more) -> tuple[str, Measured]:
-    trial = label_trial(collection.descriptors, collection.records, protocols.choose_protocol(collection.records))
+    trial = label_trial(collection.descriptors, collection.records, protocols.auto_rows(collection.records))
     measured = measure(trial, num_resamples=50)
-    path = report.write_report(
-        tmp_path / "report.html",
-        measured,
-        trial,
-        title="A title",
-        command="sightline evaluate M",
-        thumbnail=thumbnail,
-        **more,
-    )
+    page = report.report_page(measured, trial, title="A title", command="sightline evaluate M", thumbnail=thumbnail, **more)
+    path = page.write(tmp_path / "report.html")
     return path.read_text(encoding="utf-8"), measured
 
 

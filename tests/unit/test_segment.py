@@ -15,6 +15,7 @@ from torch import nn
 from sightline import catalog, runtime
 from sightline.contracts import SegmentationBatch
 from sightline.data.images import BadFiles
+from sightline.data.records import of_labels
 from sightline.data.segments import Cutting, resized_short, training_crops
 from sightline.data.sets.segmentation import VOID, SegmentationSet, read
 from sightline.errors import DataError, ModelError, RecipeError, UsageError
@@ -68,7 +69,7 @@ def recipe(*settings: str) -> SegmentRecipe:
 def method(*settings: str, num_classes: int = 2) -> Segment:
     torch.manual_seed(0)
     chosen = recipe(*settings)
-    return Segment(chosen, Encoder(chosen.model, chosen.image), labels=np.arange(num_classes))
+    return Segment(chosen, Encoder(chosen.model, chosen.image), of_labels(np.arange(num_classes)))
 
 
 def crops(
@@ -136,13 +137,13 @@ def test_it_learns_to_tell_red_from_blue(settings: list[str], garden: Path) -> N
     learner = method(*settings, "lr=0.003", "dropout=0")
     learner.learner.segmenter.class_names = ("rose", "sky")  # type: ignore[assignment]
     optimizer = torch.optim.AdamW(learner.parameter_groups(replace(learner.recipe.train, lr=0.003)))
-    untrained = Protocol().measure(learner.encoder(), garden, BadFiles(), precision="fp32").metrics["miou"]
+    untrained = Protocol().run(learner.encoder(), garden, BadFiles(), precision="fp32").metrics["miou"]
     for step, batch in enumerate(crops(read(garden), BadFiles(), steps=40)):
         terms = learner.train().loss(batch, step)
         optimizer.zero_grad()
         terms.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert Protocol().measure(learner.encoder(), garden, BadFiles(), precision="fp32").metrics["miou"] > max(0.9, untrained)
+    assert Protocol().run(learner.encoder(), garden, BadFiles(), precision="fp32").metrics["miou"] > max(0.9, untrained)
     if "aux_weight=0.4" in settings:
         assert float(terms.total.detach()) == pytest.approx(float(terms.terms["cross_entropy"] + 0.4 * terms.terms["side"]))
 
@@ -158,7 +159,7 @@ def test_a_small_batch_leaves_the_statistics_of_a_backbone_alone() -> None:
     for settings, moved in (([], False), (["frozen=[]"], True)):
         torch.manual_seed(0)
         chosen = override(recipe(*settings), ["backbone=resnet10t", "backbone_args={}", "pooling=mean"])
-        learner = Segment(chosen, Encoder(chosen.model, chosen.image), labels=np.arange(2)).train()
+        learner = Segment(chosen, Encoder(chosen.model, chosen.image), of_labels(np.arange(2))).train()
         before = learner.learner.backbone.net.bn1.running_mean.clone()
         rows = torch.arange(2)
         learner.loss(SegmentationBatch(torch.randn(2, 3, 32, 32), rows, rows, masks=torch.zeros(2, 32, 32).long()), 0)
@@ -167,7 +168,8 @@ def test_a_small_batch_leaves_the_statistics_of_a_backbone_alone() -> None:
 
 def test_settings_that_nothing_would_heed_are_refused() -> None:
     for settings, words in (
-        (["images_per_batch=1"], "set images_per_batch to 2 or more"),
+        (["images_per_batch=1"], "images_per_batch to 2 or more"),
+        (["sampling=pk"], "set sampling=shuffle"),
         (["jitter=0.3"], "of augment only flip"),
         (["pca=8"], "sightline reduce"),
         (["min_scale=3"], "at most max_scale"),
@@ -278,12 +280,12 @@ def test_padding_and_windows_change_nothing_where_they_need_not(trained: Encoder
 
 
 def test_the_protocol_takes_test_images_where_there_are_some_and_needs_a_head(trained: Encoder, garden: Path) -> None:
-    found = Protocol().measure(trained, garden, BadFiles(), precision="fp32")
+    found = Protocol().run(trained, garden, BadFiles(), precision="fp32")
     assert found.settings["part"] == "val"
     assert found.counts == {"images": 3}
     assert set(found.metrics) == {"miou", "pixel_accuracy"}
     with pytest.raises(ModelError, match="or measure in-context"):
-        Protocol().measure(Encoder(trained.model, trained.image), garden, BadFiles())
+        Protocol().run(Encoder(trained.model, trained.image), garden, BadFiles())
     with pytest.raises(UsageError, match="slide_px is -1 or more"):
         Protocol(slide_px=-2)
 
@@ -306,7 +308,7 @@ def test_val_chooses_where_there_is_a_test_part_and_training_images_where_there_
             (tmp_path / kind / part / "0.png").write_bytes((garden / kind / "val" / "0.png").read_bytes())
     (tmp_path / "classes.txt").write_text("rose\nsky\n")
     assert {pair.image.parent.name for pair in read_lesson(tmp_path, recipe(), BadFiles()).validation} == {"val"}
-    assert Protocol().measure(method().encoder().eval(), _renamed(tmp_path), BadFiles()).settings["part"] == "test"
+    assert Protocol().run(method().encoder().eval(), _renamed(tmp_path), BadFiles()).settings["part"] == "test"
     with pytest.raises(UsageError, match="dataset=cub holds no masks: take one of auto, ade20k"):
         read_lesson(garden, recipe("dataset=cub"), BadFiles())
 
@@ -322,6 +324,6 @@ def test_the_measure_of_training_is_the_protocols(trained: Encoder, garden: Path
     lesson = read_lesson(garden, chosen, BadFiles())
     validate = replace(lesson, validation=lesson.data.val).validate(chosen, BadFiles())
     assert validate is not None
-    assert validate(trained).metrics == Protocol().measure(trained, garden, BadFiles(), precision="fp32").metrics
+    assert validate(trained).metrics == Protocol().run(trained, garden, BadFiles(), precision="fp32").metrics
     assert next(iter(lesson.batches(chosen, 0, runtime.ranks(), BadFiles()))).images.shape == (4, 3, 32, 32)
     assert SegmenterSpec() == catalog.find("recipes", "segment/fpn")().segmenter

@@ -18,12 +18,13 @@ from sightline.data.images import BadFiles
 from sightline.data.segments import Cutting, distorted, nearest_size
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense import incontext, parse, segmenting
+from sightline.evaluate.dense import incontext, segmenting
 from sightline.evaluate.dense.incontext import crop, label_shares, rare_first, transfer
 from sightline.evaluate.dense.miou import Confusion
 from sightline.evaluate.dense.segment_knn import closest_rows, commonest, filled_in, vote
 from sightline.evaluate.dense.segment_probe import Shuffled, linear_head, rate, slide, starts
 from sightline.evaluate.dense.segmenting import classes_at, colour, joined, painted, patches_of
+from sightline.evaluate.protocol import parse
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 
@@ -135,7 +136,7 @@ def test_queries_and_memory_are_compared_by_cosine(encoder: Encoder, tmp_path: P
         return transfer(queries, memory, labels, **options)
 
     monkeypatch.setattr(incontext, "transfer", watched)
-    parse("in-context,k=3").measure(encoder, garden(tmp_path, num=2), BadFiles(), precision="fp32")
+    parse("in-context,k=3").run(encoder, garden(tmp_path, num=2), BadFiles(), precision="fp32")
     assert seen
     for vectors in (one for pair in seen for one in pair):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
@@ -146,7 +147,7 @@ def test_a_memory_is_of_random_crops_or_of_whole_images(encoder: Encoder, tmp_pa
     monkeypatch.setattr(incontext, "crop", lambda *given: (cut.append(given), crop(*given))[1])
     for setting, times in (("random", 3), ("none", 0), ("random,epochs=2", 6)):
         cut.clear()
-        parse(f"in-context,k=3,crops={setting}").measure(encoder, root, BadFiles(), precision="fp32")
+        parse(f"in-context,k=3,crops={setting}").run(encoder, root, BadFiles(), precision="fp32")
         assert len(cut) == times, setting
 
 
@@ -300,7 +301,7 @@ def garden(root: Path, *, num: int = 6) -> Path:
 @pytest.mark.parametrize("protocol", ["in-context,k=5", "segment-knn", "segment-linear,steps=30,batch=4,lr=0.01,distort=false"])
 def test_an_untrained_vit_tells_colours_apart(protocol: str, encoder: Encoder, tmp_path: Path) -> None:
     root, bad_files = garden(tmp_path), BadFiles()
-    found = parse(protocol).measure(encoder, root, bad_files, precision="fp32", num_shown=8)
+    found = parse(protocol).run(encoder, root, bad_files, precision="fp32", num_shown=8)
     assert found.metrics["miou"] > 0.75  # one class everywhere is under 0.5
     assert found.metrics["pixel_accuracy"] > found.metrics["miou"]
     assert found.counts == {"training images": 6, "images": 6}
@@ -311,7 +312,7 @@ def test_an_untrained_vit_tells_colours_apart(protocol: str, encoder: Encoder, t
 
     assert dict(found.colours)["sky"] == "#{:02x}{:02x}{:02x}".format(*colour(1))
 
-    again = parse(protocol).measure(encoder, root, bad_files, precision="fp32")
+    again = parse(protocol).run(encoder, root, bad_files, precision="fp32")
     assert again.to_json() == found.to_json()
 
 
@@ -322,7 +323,7 @@ def test_bad_files_are_noted_and_passed_by(protocol: str, encoder: Encoder, tmp_
     Image.new("L", (5, 5)).save(root / "masks/train/1.png")
     Image.new("L", (48, 40), 7).save(root / "masks/val/2.png")
     (root / "masks/val/3.png").unlink()
-    found = parse(protocol).measure(encoder, root, bad_files, precision="fp32")
+    found = parse(protocol).run(encoder, root, bad_files, precision="fp32")
     noted = {str(Path(path).relative_to(root)): reason.partition(":")[0] for path, reason in bad_files.items()}
     assert noted.pop("images/train/0.png")
     assert noted == {"masks/train/1.png": "another size", "masks/val/2.png": "no such class", "images/val/3.png": "no mask"}
@@ -330,10 +331,10 @@ def test_bad_files_are_noted_and_passed_by(protocol: str, encoder: Encoder, tmp_
 
 
 def test_a_memory_is_bounded_and_subsets_are_taken(encoder: Encoder, tmp_path: Path) -> None:
-    found = parse("in-context,k=3,memory=20,max_train=4,max_images=2").measure(encoder, garden(tmp_path), BadFiles(), precision="fp32")
+    found = parse("in-context,k=3,memory=20,max_train=4,max_images=2").run(encoder, garden(tmp_path), BadFiles(), precision="fp32")
     assert found.settings["patches"] == 20
     assert found.counts == {"training images": 4, "images": 2}
-    found = parse("segment-knn,k=1,distance=cosine,memory=3").measure(encoder, tmp_path, BadFiles(), precision="fp32")
+    found = parse("segment-knn,k=1,distance=cosine,memory=3").run(encoder, tmp_path, BadFiles(), precision="fp32")
     assert (found.settings["patches"], found.counts["training images"]) == (3, 3)
 
 
@@ -343,7 +344,7 @@ def test_when_nothing_can_be_read_it_is_said(name: str, encoder: Encoder, tmp_pa
     for file in (root / "masks/train").iterdir():
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"no training .* can be read"):
-        parse(name).measure(encoder, root, BadFiles(), precision="fp32")
+        parse(name).run(encoder, root, BadFiles(), precision="fp32")
 
 
 @pytest.mark.parametrize(
@@ -356,4 +357,4 @@ def test_settings_that_cannot_be_are_refused(text: str) -> None:
 
 def test_a_protocol_knows_its_own_name() -> None:
     assert [parse(name).name for name in SEGMENTATIONS] == list(SEGMENTATIONS)
-    assert set(SEGMENTATIONS) <= set(catalog.names("dense_protocols"))
+    assert set(SEGMENTATIONS) <= set(catalog.names("protocols"))

@@ -286,7 +286,7 @@ def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["images_per_batch=0"], "set images_per_batch"),
+        (["sampling=class-balanced"], "set sampling=shuffle and images_per_batch"),
         (["image_px=64"], "global crops are what the network is made for"),
         (["window=4"], "window is an odd number"),
         (["pooling=mean"], "patches learn through class attention"),

@@ -139,9 +139,8 @@ def test_nothing_to_find_is_an_error():
 def test_the_report_of_a_judged_collection(tmp_path, rerank):
     trial = judged_trial(Descriptors(on_circle(*DEGREES), np.arange(7)), judged())
     found = measure(trial, rerank=rerank, num_resamples=10)
-    path = report.write_report(
-        tmp_path / "page.html", found, trial, title="T", command="sightline evaluate M", thumbnail=lambda *_: Image.new("RGB", (9, 9))
-    )
+    page = report.report_page(found, trial, title="T", command="sightline evaluate M", thumbnail=lambda *_: Image.new("RGB", (9, 9)))
+    path = page.write(tmp_path / "page.html")
     text = path.read_text(encoding="utf-8")
     for expected in ("made up", "map/medium", "does not count", "In the setting medium", "groups of queries", "hard and were left out"):
         assert expected in text

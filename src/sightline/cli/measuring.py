@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,7 +21,6 @@ from sightline.cli.options import (
     print_json,
     with_backbone,
 )
-from sightline.errors import UsageError
 from sightline.imports import without_collecting
 
 
@@ -54,36 +53,29 @@ def evaluate(
     Example: sightline evaluate runs/mine --data photos/ --report report/
     """
     with without_collecting():
-        from sightline.workflows import classifying, dense, measuring
+        from sightline.workflows import evaluating
 
-    model = with_backbone(model, backbone)
-    how: dict[str, Any] = {"dataset": dataset, "verify": verify, "split": split}
-    how |= {"report": report, "device": device, "precision": precision, "command": command_line()}
-    found: dense.DenseEvaluation | classifying.Classified | measuring.Evaluation
-    protocol = dense.of_the_model(protocol, model, data)
-    if dense.is_dense(protocol) or protocol == classifying.PROTOCOL:
-        classifying.require_plain(protocol, distractors=distractors, rerank=rerank, rerank_top=rerank_top)
-    if train_data is not None and not dense.is_dense(protocol):
-        raise UsageError("--train-data is for the dense protocols, such as in-context and detect: leave it out")
-    if dense.is_dense(protocol):
-        found = dense.measure_dense(model, data, protocol, train_data=train_data, **how)
-    elif protocol == classifying.PROTOCOL:
-        found = classifying.classify(model, data, **how)
-    else:
-        found = measuring.evaluate(
-            model,
-            data,
-            protocol=protocol,
-            distractors=distractors,
-            rerank=rerank,
-            rerank_top=rerank_top,
-            **how,
-        )
+    found = evaluating.evaluate(
+        with_backbone(model, backbone),
+        data,
+        protocol=protocol,
+        dataset=dataset,
+        verify=verify,
+        split=split,
+        train_data=train_data,
+        distractors=distractors,
+        rerank=rerank,
+        rerank_top=rerank_top,
+        report=report,
+        device=device,
+        precision=precision,
+        command=command_line(),
+    )
     if as_json:
         print_json(found.to_json())
     else:
         print(found.to_text())
-    note(found.bad_summary)
+    note(found.bad_files)
     if report is not None:
         note(f"report: {report / 'index.html'}")
 

@@ -9,6 +9,11 @@ from sightline.data.records import Records
 from sightline.errors import DataError, counted
 
 
+def training_split(records: Records) -> Records:
+    """Return the split called train, or everything where there are no splits."""
+    return records.split("train") if records.splits is not None else records
+
+
 def require_classes(records: Records, minimum: int = 2) -> None:
     """Return if at least ``minimum`` classes have images.
 

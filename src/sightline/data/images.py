@@ -371,12 +371,16 @@ class BadFiles:
         partial.write_bytes(text.encode("utf-8", errors="backslashreplace"))
         os.replace(partial, file)
 
-    def summary(self, num_files: int | None = None, where: Path | str = BAD_FILES_NAME) -> str:
-        """Return one line: how many files could not be read, of how many, why, and where each is named; empty when all were read."""
+    def summary(self, num_files: int | None = None, where: Path | str | None = None) -> str:
+        """Return one line: the number of files that could not be read, of ``num_files``, and the reasons; empty when all were read.
+
+        It ends with ``where``, the file that names each, or where none was written with the first of them.
+        """
         items = self.items()
         if not items:
             return ""
         kinds = Counter(reason.partition(":")[0] for _, reason in items)
         shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         of = "" if num_files is None else f" of {num_files:,}"
-        return f"{len(items):,}{of} file{'' if len(items) == 1 and num_files is None else 's'} could not be read ({shown}): see {where}"
+        named = f", such as {items[0][0]}" if where is None else f": see {where}"
+        return f"{len(items):,}{of} file{'' if len(items) == 1 and num_files is None else 's'} could not be read ({shown}){named}"

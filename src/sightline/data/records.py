@@ -131,6 +131,12 @@ class Records:
         return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
 
 
+def of_labels(labels: IntArray, class_names: Sequence[str] = ()) -> Records:
+    """Return records of ``labels`` int64 ``[M]`` without files, for a method whose images come from elsewhere."""
+    names = tuple(class_names) or tuple(str(label) for label in range(int(labels.max()) + 1))
+    return Records(Path(), tuple(map(str, range(len(labels)))), labels.astype(np.int64), names)
+
+
 def _check_boxes(boxes: FloatArray, paths: Sequence[str]) -> None:
     has_box = ~np.isnan(boxes).all(axis=1)
     good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & (boxes[:, :2] >= 0).all(axis=1)

@@ -1,16 +1,28 @@
-"""Samplers without state: the rows of a batch are a pure function of (seed, step), so resuming needs only the step's number."""
+"""Samplers without state: the rows of a batch are a pure function of (seed, step), so resuming needs only the step's number.
+
+A row of the catalog's SAMPLERS table is a ``Sampling``: it fits a recipe to the records and makes their sampler.
+"""
 
 from __future__ import annotations
 
 import functools
+import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
+from sightline import runtime
 from sightline.contracts import IntArray
+from sightline.data.division import require_per_class
+from sightline.data.images import BadFiles
+from sightline.data.records import Records
 from sightline.errors import DataError
+from sightline.recipe import DataSpec, Recipe
+
+log = logging.getLogger(__name__)
 
 
 class Sampler(Protocol):
@@ -154,6 +166,85 @@ class TupleSampler:
         """Return the rows int64 ``[per_batch * (2 + num negatives)]`` of a step's batch."""
         start = step % self.steps_per_epoch * self.per_batch
         return self.tuples[start : start + self.per_batch].reshape(-1)
+
+
+# --- rows of the catalog's table --------------------------------------------------------------------------------------------------
+
+
+class Sampling(ABC):
+    """A way to put batches together: a row of the catalog's SAMPLERS table."""
+
+    def num_kept(self, data: DataSpec) -> int:
+        """Return the images of a class that must stay in training when some are held out."""
+        return 1
+
+    def fitted(self, recipe: Recipe, learning: Records, num_apart: int) -> Recipe:
+        """Return the recipe, fitted to what there is to learn from once ``num_apart`` classes were held out of it.
+
+        Raises:
+            DataError: there is too little.
+        """
+        return recipe
+
+    @abstractmethod
+    def sampler(self, learning: Records, recipe: Recipe, bad_files: BadFiles) -> Any:
+        """Return a ``Sampler``, or where batches depend on the model, the loop's ``Epochs`` with a method ``sampler()``."""
+
+
+class PK(Sampling):
+    """P classes of K images each."""
+
+    def num_kept(self, data: DataSpec) -> int:
+        """Return K."""
+        return data.images_per_class
+
+    def fitted(self, recipe: Recipe, learning: Records, num_apart: int) -> Recipe:
+        """See ``Sampling.fitted``: a batch takes all classes that are left, with a warning, where too many were held out."""
+        data, left = recipe.data, learning.num_classes
+        require_per_class(learning, data.images_per_class)
+        if left + num_apart < data.classes_per_batch:
+            raise DataError(
+                f"a batch wants {data.classes_per_batch} classes but {left + num_apart} are there for training: "
+                f"lower it with --set classes_per_batch={left + num_apart}"
+            )
+        if left >= data.classes_per_batch:
+            return recipe
+        if runtime.ranks().is_main:
+            log.warning(
+                "%d of %d classes are held out to choose the model: a batch takes the %d left, not classes_per_batch=%d; validation=0 learns from all",
+                num_apart, left + num_apart, left, data.classes_per_batch,
+            )  # fmt: skip
+        return replace(recipe, data=replace(data, classes_per_batch=left))
+
+    def sampler(self, learning: Records, recipe: Recipe, bad_files: BadFiles) -> PKSampler:
+        """See ``Sampling.sampler``."""
+        assert learning.labels is not None
+        return PKSampler(learning.labels, recipe.data.classes_per_batch, recipe.data.images_per_class, recipe.train.seed)
+
+
+class Shuffle(Sampling):
+    """Shuffled passes over all images."""
+
+    def sampler(self, learning: Records, recipe: Recipe, bad_files: BadFiles) -> ShuffleSampler:
+        """See ``Sampling.sampler``."""
+        return ShuffleSampler(len(learning), recipe.data.images_per_batch, recipe.train.seed)
+
+
+class ClassBalanced(Sampling):
+    """Images of every class equally often."""
+
+    def sampler(self, learning: Records, recipe: Recipe, bad_files: BadFiles) -> ClassBalancedSampler:
+        """See ``Sampling.sampler``.
+
+        Raises:
+            DataError: there are no labels.
+        """
+        if learning.labels is None:
+            raise DataError(f"{learning.root} has no labels, and sampling=class-balanced goes by class: take sampling=shuffle")
+        return ClassBalancedSampler(learning.labels, recipe.data.images_per_batch, recipe.train.seed)
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------------------
 
 
 def draw_pairs(positives: IntArray | None, labels: IntArray, num: int, seed: int, epoch: int) -> IntArray:

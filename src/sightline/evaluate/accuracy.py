@@ -18,9 +18,9 @@ from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError
 from sightline.evaluate.probes import resampled_accuracy
 from sightline.nn.classifier import Classifier
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.progress import Bar
-from sightline.runtime import Precision, autocast_dtype, num_cpus
+from sightline.runtime import Precision, num_cpus
 
 NUM_GUESSES = 5
 
@@ -95,23 +95,20 @@ def guess(encoder: Encoder, records: Records, bad_files: BadFiles, *, precision:
     """
     targets = classifier_targets(encoder, records)
     assert isinstance(encoder.classifier, Classifier)
-    names, was_training, dtype = encoder.classifier.class_names, encoder.training, autocast_dtype(precision, encoder.device)
-    encoder.eval()
+    names = encoder.classifier.class_names
     parts: list[tuple[Any, ...]] = []
-    with Bar("classifying", len(records), show=show and len(records) > BATCH_SIZE) as bar:
+    with evaluating(encoder, precision), Bar("classifying", len(records), show=show and len(records) > BATCH_SIZE) as bar:
         transform = eval_transform(encoder.image)
         for rows, images in decode_stream(
             records, transform, batch_size=BATCH_SIZE, num_threads=num_cpus(), bad_files=bad_files, device=encoder.device
         ):
-            with torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-                logits = encoder.logits(images).float()
+            logits = encoder.logits(images).float()
             encoder.require_numbers(logits.cpu().numpy(), "logits")
             probability = logits.softmax(dim=1)
             own = probability.gather(1, torch.from_numpy(targets[rows]).to(logits.device)[:, None])
             classes = logits.topk(min(NUM_GUESSES, len(names)), dim=1).indices
             parts.append((rows, *(values.cpu().numpy() for values in (classes, probability.amax(dim=1), own[:, 0]))))
             bar.update(int(rows[-1]) + 1)
-    encoder.train(was_training)
     read, first_five, first, right = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return Guesses(tuple(names), read, targets[read], first_five, first, right)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,8 +21,7 @@ MEANINGS = {"accuracy@1": "images whose class is the first guess", "accuracy@5":
 Thumbnail = Callable[[Records, int], Image.Image | None]
 
 
-def write_accuracy_report(
-    path: Path,
+def accuracy_page(
     guesses: Guesses,
     records: Records,
     *,
@@ -31,13 +29,10 @@ def write_accuracy_report(
     bad_files: Sequence[str] = (),
     command: str = "",
     thumbnail: Thumbnail = readable_thumbnail,
-) -> Path:
-    """Write the accuracy of ``guesses`` about ``records`` to ``path`` as one self-contained file, and return the path.
+) -> Page:
+    """Return the page of the accuracy of ``guesses`` about ``records``.
 
     ``facts`` are shown in the header; ``bad_files`` are "name: reason" lines.
-
-    Raises:
-        SightlineError: the file cannot be written.
     """
     accuracy = Accuracy.of(guesses)
     page = Page(
@@ -59,7 +54,7 @@ def write_accuracy_report(
     page.text("Classes are matched by name; a class of the classifier that no image shows is still one that it can guess.")
     if command:
         page.text("Made by:").code(command)
-    return page.write(path)
+    return page
 
 
 class _View:

@@ -1,4 +1,4 @@
-"""Protocols by labels: which rows ask and which answer."""
+"""Rows of the retrieval protocols by labels: queries, gallery, and the images that do not count for a query."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sightline import catalog
 from sightline.contracts import IntArray
 from sightline.data.judged import records_with
 from sightline.data.layout import one_class
@@ -15,7 +14,7 @@ from sightline.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class Protocol:
+class Rows:
     """Which rows of the records are queries and which the gallery (int64), where labels say what is right.
 
     With ``leave_one_out`` a query is not searched in its own row. With ``sources`` (int64, one a record) an image of the query's class and
@@ -30,7 +29,7 @@ class Protocol:
     left_out: str = ""
 
 
-def leave_one_out(records: Records) -> Protocol:
+def leave_one_out(records: Records) -> Rows:
     """Return the protocol of SOP and CUB: every image asks all the others.
 
     Other boxes of the query's own picture, and the same picture under another name, do not count where they are of its class.
@@ -44,10 +43,10 @@ def leave_one_out(records: Records) -> Protocol:
     if not len(labels) or np.bincount(labels).max() < 2:
         raise DataError(f"no class of {records.root} has two images, so nothing can be found: leave-one-out needs classes of two or more")
     rows = np.arange(len(records))
-    return _without_own_picture(records, Protocol("leave-one-out", rows, rows, leave_one_out=True))
+    return _without_own_picture(records, Rows("leave-one-out", rows, rows, leave_one_out=True))
 
 
-def query_gallery(records: Records) -> Protocol:
+def query_gallery(records: Records) -> Rows:
     """Return the protocol of In-Shop: the ``query`` split asks the ``gallery`` split; nothing is dropped but a query's own picture.
 
     Raises:
@@ -61,10 +60,10 @@ def query_gallery(records: Records) -> Protocol:
             raise DataError(f"{records.root} has no '{name}' split: add a split column with query and gallery, or use leave-one-out")
     if not np.isin(labels[rows["query"]], labels[rows["gallery"]]).any():
         raise DataError(f"no query of {records.root} has an image of its class in the gallery: check the labels of the two splits")
-    return _without_own_picture(records, Protocol("query-gallery", rows["query"], rows["gallery"]))
+    return _without_own_picture(records, Rows("query-gallery", rows["query"], rows["gallery"]))
 
 
-def cross_camera(records: Records) -> Protocol:
+def cross_camera(records: Records) -> Rows:
     """Return the protocol of re-identification: as query-gallery, and what shows the query's identity by the query's camera does not count.
 
     Source: Zheng et al. 2015, "Scalable person re-identification: a benchmark" (Market-1501), section 5.
@@ -87,7 +86,7 @@ def cross_camera(records: Records) -> Protocol:
     return replace(protocol, name="cross-camera", sources=records.cameras, left_out="the query's class by the query's own camera")
 
 
-def require_several(records: Records, protocol: Protocol) -> None:
+def require_several(records: Records, protocol: Rows) -> None:
     """Return if the protocol searches images of several classes.
 
     Raises:
@@ -98,7 +97,7 @@ def require_several(records: Records, protocol: Protocol) -> None:
         raise DataError(one_class(records, int(labels[0])))
 
 
-def _without_own_picture(records: Records, protocol: Protocol) -> Protocol:
+def _without_own_picture(records: Records, protocol: Rows) -> Rows:
     """Return the protocol with other boxes and names of a query's own picture taken out, where there are any."""
     files = records.real_files()
     numbers = {file: number for number, file in enumerate(files)}
@@ -109,7 +108,7 @@ def _without_own_picture(records: Records, protocol: Protocol) -> Protocol:
     return replace(protocol, sources=sources, left_out="the query's class in the query's own picture")
 
 
-def add_distractors(records: Records, protocol: Protocol, distractors: Records) -> tuple[Records, Protocol]:
+def add_distractors(records: Records, protocol: Rows, distractors: Records) -> tuple[Records, Rows]:
     """Return the records with more images, of a class that no query has, and the protocol that searches them too.
 
     Raises:
@@ -122,20 +121,15 @@ def add_distractors(records: Records, protocol: Protocol, distractors: Records) 
     return records_with(records, distractors), more
 
 
-def choose_protocol(records: Records, name: str = "auto") -> Protocol:
-    """Return the protocol called ``name``.
-
-    ``auto`` takes query-gallery where the records have both splits, cross-camera where they have cameras too, else leave-one-out.
+def auto_rows(records: Records) -> Rows:
+    """Return the rows of query-gallery where the records have both splits, of cross-camera where they have cameras too, else of leave-one-out.
 
     Raises:
-        UsageError: there is no such protocol.
-        DataError: the records do not suit it.
+        DataError: the records do not suit the protocol.
     """
-    if name == "auto":
-        asks_gallery = records.splits is not None and {"query", "gallery"} <= set(records.splits)
-        name = "leave-one-out" if not asks_gallery else "query-gallery" if records.cameras is None else "cross-camera"
-    protocol: Protocol = catalog.find("protocols", name)(records)
-    return protocol
+    if records.splits is None or not {"query", "gallery"} <= set(records.splits):
+        return leave_one_out(records)
+    return query_gallery(records) if records.cameras is None else cross_camera(records)
 
 
 def labels_of(records: Records) -> IntArray:

@@ -50,8 +50,7 @@ class Collection:
     records: Records
 
 
-def write_report(
-    path: Path,
+def report_page(
     measured: Measured,
     trial: Trial,
     *,
@@ -63,14 +62,11 @@ def write_report(
     duplicate_threshold: float = 0.95,
     thumbnail: Thumbnail = readable_thumbnail,
     device: str = "cpu",
-) -> Path:
-    """Write the report of a measurement to ``path`` as one self-contained file of a few MB at most, and return the path.
+) -> Page:
+    """Return the report of a measurement as one page of a few MB at most.
 
     ``facts`` are shown in the header (model, data, date, ...); ``bad_files`` are "name: reason" lines; with ``train`` the report lists
     pairs of training and evaluation images that are nearly the same.
-
-    Raises:
-        SightlineError: the file cannot be written.
     """
     view = _View(trial, measured, thumbnail, device)
     summary = f"{measured.protocol}: {counted(measured.num_queries, 'query', 'queries')}, {measured.num_gallery:,} to search, {measured.num_groups:,} {view.groups}"
@@ -86,7 +82,7 @@ def write_report(
         page.section("Unreadable files", f"{counted(len(bad_files), 'file')} took no part, neither as query nor as answer.")
         page.details(f"Show {min(len(bad_files), NUM_NAMED):,} of {len(bad_files):,}", bad_files[:NUM_NAMED])
     _add_method(page, view, command)
-    return page.write(path)
+    return page
 
 
 class _View:

@@ -10,7 +10,7 @@ import numpy as np
 from sightline.contracts import Descriptors, FloatArray, IntArray
 from sightline.data.judged import Judged, Judgements
 from sightline.data.records import Records
-from sightline.evaluate.protocols import Protocol, labels_of
+from sightline.evaluate.protocols import Rows, labels_of
 from sightline.evaluate.ranks import SameLabel, Truth
 
 
@@ -45,22 +45,22 @@ class Trial:
     left_out: str = ""
 
 
-def label_trial(descriptors: Descriptors, records: Records, protocol: Protocol) -> Trial:
+def label_trial(descriptors: Descriptors, records: Records, rows: Rows) -> Trial:
     """Return the trial of a protocol by labels; ``descriptors.rows`` point into ``records``.
 
     An image without a descriptor (it could not be read) is neither asked nor found.
     """
     labels = labels_of(records)
-    queries, gallery = (_present(rows_of(descriptors, rows)) for rows in (protocol.query_rows, protocol.gallery_rows))
+    queries, gallery = (_present(rows_of(descriptors, wanted)) for wanted in (rows.query_rows, rows.gallery_rows))
     query_rows, gallery_rows = descriptors.rows[queries], descriptors.rows[gallery]
     self_rows = None
-    if protocol.leave_one_out:
+    if rows.leave_one_out:
         place = np.full(len(records), -1, np.int64)
         place[gallery_rows] = np.arange(len(gallery_rows))
         self_rows = place[query_rows]
-    sources = None if protocol.sources is None else (protocol.sources[query_rows], protocol.sources[gallery_rows])
+    sources = None if rows.sources is None else (rows.sources[query_rows], rows.sources[gallery_rows])
     return Trial(
-        protocol=protocol.name,
+        protocol=rows.name,
         records=records,
         queries=taken(descriptors.vectors, queries),
         gallery=taken(descriptors.vectors, gallery),
@@ -70,7 +70,7 @@ def label_trial(descriptors: Descriptors, records: Records, protocol: Protocol) 
         groups=labels[query_rows],
         self_rows=self_rows,
         labels=(labels[query_rows], labels[gallery_rows]),
-        left_out=protocol.left_out,
+        left_out=rows.left_out,
     )
 
 

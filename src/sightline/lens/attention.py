@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sightline.errors import ModelError
 from sightline.nn.class_attention import ClassAttention
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.recipe import Pooling
 
 
@@ -158,14 +158,9 @@ class AttentionCall:
 
 @contextmanager
 def watching(encoder: Encoder, see: Callable[[AttentionCall], None]) -> Iterator[None]:
-    """Show ``see`` every attention layer's call, in order, of an encoder that is in evaluation mode for as long; then it is as it was."""
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with _fused(encoder), _Watch(see):
-            yield
-    finally:
-        encoder.train(was_training)
+    """Context manager: call ``see`` for each attention layer's forward, in evaluation mode."""
+    with evaluating(encoder), _fused(encoder), _Watch(see):
+        yield
 
 
 def num_blocks(encoder: Encoder, otherwise: int) -> int:

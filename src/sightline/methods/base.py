@@ -1,4 +1,4 @@
-"""The contract between a method and the one training loop: four verbs, and two that most leave alone: what a run begins with, and before the optimiser's step."""
+"""Method interface: loss, parameter_groups, encoder, after_step; optional hooks begin and before_step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from sightline.nn.encoder import Encoder
 from sightline.recipe import TrainSpec
 
 Measure = Literal["map@r", "accuracy@1", "miou", "last"]
+"""The validation measure that chooses the model of a run; ``last`` keeps the last one."""
 
 LearnsFrom = Literal["images", "masks"]
 
 
 class Method(nn.Module, ABC):
-    """What is trained. State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free.
+    """What is trained, made of ``(recipe, encoder, records)``: the records that it learns from.
 
-    ``chosen_by`` is the validation measure that chooses a run's model: ``map@r`` on classes that training does not see, or ``accuracy@1``
-    of the encoder's head on images that training does not see, of the classes that it does, or ``miou`` of its segmenter there; ``last``
-    keeps the last model, whatever is measured on the way. ``needs_labels`` is False where it learns from images alone; ``learns_from``
-    is ``masks`` where every pixel has a class: its batches are of ``SegmentationBatch``.
+    State that the next step needs (teacher, centre, memory and its pointer) is a buffer, so resuming is free.
+
+    ``validation`` names the row of the catalog's VALIDATIONS table that holds out a part of the records and measures the encoder on it.
+    ``needs_labels`` is False where it learns from images alone; ``learns_from`` is ``masks`` where every pixel has a class: its batches are
+    of ``SegmentationBatch``, and its workflow holds out images itself.
     """
 
-    chosen_by: ClassVar[Measure] = "map@r"
+    validation: ClassVar[str] = "unseen-classes"
     needs_labels: ClassVar[bool] = True
     learns_from: ClassVar[LearnsFrom] = "images"
 

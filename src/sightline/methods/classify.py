@@ -34,10 +34,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sightline.contracts import Batch, IntArray, LossTerms
+from sightline.contracts import Batch, LossTerms
 from sightline.data.mixing import Mix, draw_mix, mix_images, partners
+from sightline.data.records import Records
 from sightline.errors import RecipeError
-from sightline.methods.base import Measure, Method, encoder_groups
+from sightline.methods.base import Method, encoder_groups
 from sightline.nn.classifier import Classifier
 from sightline.nn.collectives import gather
 from sightline.nn.encoder import Encoder
@@ -58,8 +59,8 @@ class ClassifyRecipe(Recipe):
     def __post_init__(self) -> None:
         if not (0 <= self.label_smoothing < 1 and self.mixup >= 0 and self.cutmix >= 0):
             raise RecipeError("label_smoothing is in [0, 1), mixup and cutmix are not negative")
-        if not self.data.images_per_batch:
-            raise RecipeError("classification learns from shuffled passes over all images: set images_per_batch, such as 128")
+        if self.data.sampling in ("pk", "tuples"):
+            raise RecipeError("classification learns from single images: set sampling=shuffle or class-balanced")
 
 
 # --- named recipes --------------------------------------------------------------------------------------------------------------
@@ -77,7 +78,9 @@ def imagenet_b16() -> ClassifyRecipe:
         ),
         image=ImageSpec.of_backbone(image_px=224),
         augment=AugmentSpec(augment="random_resized", min_area=0.05, flip=0.5),
-        data=DataSpec(images_per_batch=1_024, validation=0.0),  # all images are learnt from, and the last step is the model
+        data=DataSpec(
+            sampling="shuffle", images_per_batch=1_024, validation=0.0
+        ),  # all images are learnt from, and the last step is the model
         train=TrainSpec(
             steps=93_836,  # 300 epochs of 1,281,167 images in batches of 4,096
             accumulate=4,
@@ -125,7 +128,7 @@ def small() -> ClassifyRecipe:
         model=ModelSpec(backbone="vit_tiny_patch8_64", backbone_args=(("depth", 6),), weights="random", pooling="mean", drop_path=0.1),
         image=ImageSpec.of_backbone(image_px=64),
         augment=AugmentSpec(augment="random_resized", min_area=0.4, rand_augment=9, erase=0.25),
-        data=DataSpec(images_per_batch=128),
+        data=DataSpec(sampling="shuffle", images_per_batch=128),
         train=TrainSpec(
             steps=2_000,
             lr=1e-3,
@@ -150,7 +153,7 @@ def finetune() -> ClassifyRecipe:
         model=ModelSpec(backbone="vit_base_patch16_224.augreg_in21k", weights="hub"),
         image=ImageSpec.of_backbone(image_px=384),
         augment=AugmentSpec(augment="random_resized", min_area=0.05, flip=0.5),
-        data=DataSpec(images_per_batch=512),
+        data=DataSpec(sampling="shuffle", images_per_batch=512),
         train=TrainSpec(
             steps=20_000,
             optimizer="sgd",
@@ -201,15 +204,15 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, *, smoothing: flo
 class Classify(Method):
     """The encoder with a head on it, which tells the training classes apart."""
 
-    chosen_by: ClassVar[Measure] = "accuracy@1"
+    validation: ClassVar[str] = "held-out-images"
     target_of: torch.Tensor
 
-    def __init__(self, recipe: ClassifyRecipe, encoder: Encoder, *, labels: IntArray) -> None:
-        """``labels`` int64 ``[M]`` are the classes of the training images, by row; logit c is of the c-th of those that occur."""
+    def __init__(self, recipe: ClassifyRecipe, encoder: Encoder, records: Records) -> None:
+        """Logit c is of the c-th of the classes that have an image in ``records``."""
         super().__init__()
         self.recipe, self.learner = recipe, encoder
-        classes = np.unique(labels)
-        self.learner.classifier = Classifier(encoder.width, [str(label) for label in classes], hidden=recipe.head == "mlp")
+        classes = np.flatnonzero(records.class_counts())
+        self.learner.classifier = Classifier(encoder.width, [records.class_names[label] for label in classes], hidden=recipe.head == "mlp")
         self.register_buffer("target_of", torch.from_numpy(np.searchsorted(classes, np.arange(classes[-1] + 1))))
 
     def loss(self, batch: Batch, step: int) -> LossTerms:

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -43,26 +44,32 @@ import torch.nn.functional as F
 from torch import nn
 
 from sightline.contracts import Batch, IntArray, LossTerms
+from sightline.data.records import Records
 from sightline.errors import RecipeError
 from sightline.methods.base import Method, encoder_groups
 from sightline.nn.collectives import gather
 from sightline.nn.encoder import Encoder
+from sightline.nn.losses import (
+    Reduction,
+    TupleMetric,
+    contrastive_loss,
+    gradient_noise,
+    koleo_loss,
+    normalised_softmax_loss,
+    snca_loss,
+    tuple_loss,
+)
 from sightline.recipe import AugmentSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 from sightline.sweep import Sweep, Variant, grid
-
-Objective = Literal["contrastive", "normalised_softmax", "snca"]
-Reduction = Literal["sum_over_n", "mean_nonzero"]
-TupleMetric = Literal["euclidean", "cosine"]
-
-KOLEO_FLOOR = 1e-6
-"""Nearest-neighbour distances are clamped here: exact duplicates get no gradient instead of one of 1e8 in an arbitrary direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IRTRecipe(Recipe):
     """What IRT adds to a run."""
 
-    objective: Objective = "contrastive"  # of the paper's Table 4; margin, reduction, memory, memory_start and momentum are contrastive's
+    objective: Literal["contrastive", "normalised_softmax", "snca"] = (
+        "contrastive"  # of Table 4; margin, reduction, memory* and momentum are contrastive's
+    )
     margin: float = 0.5  # beta of eq. 1
     koleo_weight: float = 0.7  # lambda of eq. 3; tied to the reduction: under mean_nonzero the same value weighs far more
     reduction: Reduction = "sum_over_n"  # eq. 1 as printed; mean_nonzero averages the positive and the negative pairs that still cost
@@ -78,16 +85,16 @@ class IRTRecipe(Recipe):
     tuple_metric: TupleMetric = "euclidean"
 
     def __post_init__(self) -> None:
-        by_distance = bool(self.data.tuples_per_batch) and self.tuple_metric == "euclidean"
+        by_distance = self.data.sampling == "tuples" and self.tuple_metric == "euclidean"
         low, high = (0, 2) if by_distance else (-1, 1)
         if not low <= self.margin <= high:
             raise RecipeError(f"margin is a {'distance' if by_distance else 'cosine'} in [{low}, {high}]")
         if not (self.koleo_weight >= 0 and self.memory >= 0 and self.memory_start >= 0 and 0 <= self.momentum < 1):
             raise RecipeError("koleo_weight, memory and memory_start are not negative, momentum is in [0, 1)")
-        if self.data.tuples_per_batch and self.memory and self.objective == "contrastive":
+        if self.data.sampling == "tuples" and self.memory and self.objective == "contrastive":
             raise RecipeError("a tuple forms its pairs within itself: set memory=0")
         data = self.data
-        if self.objective == "contrastive" and not (self.memory or data.tuples_per_batch or data.images_per_batch):
+        if self.objective == "contrastive" and data.sampling == "pk" and not self.memory:
             if data.images_per_class == 1:
                 raise RecipeError(
                     "images_per_class=1 gives the contrastive loss no two images of a class to bring together: take 2 or more, or "
@@ -162,7 +169,7 @@ def sfm120k_224() -> IRTRecipe:
         model=ModelSpec(backbone="deit_small_patch16_224", weights="hub"),
         image=ImageSpec.of_backbone(image_px=224, resize="square", resize_px=224),
         augment=AugmentSpec(augment="square", flip=0.0),
-        data=DataSpec(dataset="sfm120k", tuples_per_batch=5),
+        data=DataSpec(dataset="sfm120k", sampling="tuples", tuples_per_batch=5),
         train=TrainSpec(
             steps=40_000,
             optimizer="adam",
@@ -220,7 +227,7 @@ def tuples() -> IRTRecipe:
         name="irt/tuples",
         margin=0.85,
         koleo_weight=0.3,  # what it was measured with
-        data=DataSpec(tuples_per_batch=8, query_size=80, pool_size=100, validation=0.15),
+        data=DataSpec(sampling="tuples", tuples_per_batch=8, query_size=80, pool_size=100, validation=0.15),
     )
 
 
@@ -270,189 +277,52 @@ def poolings() -> Sweep:
     return Sweep("irt/sop", grid({"koleo_weight": [0], "pooling": ["mean", "max", "gem", "cls", "rmac"]}))
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------------------
+# --- objectives -----------------------------------------------------------------------------------------------------------------
 
 
-def contrastive_loss(
-    z: torch.Tensor,
-    labels: torch.Tensor,
-    keys: torch.Tensor | None = None,
-    key_labels: torch.Tensor | None = None,
-    *,
-    margin: float,
-    reduction: Reduction = "sum_over_n",
-    self_columns: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return equation 1 of anchors ``z`` ``[N, D]`` against ``keys`` ``[M, D]`` (by default the anchors), a scalar.
+class Objective(nn.Module, ABC):
+    """An objective in equation 1's place; buffers hold what it remembers from step to step."""
 
-    ``self_columns`` ``[N]`` is the column of ``keys`` that is the anchor itself and forms no pair with it; keys labelled -1 are empty.
-    ``sum_over_n`` sums over all pairs and divides by N alone, as printed; ``mean_nonzero`` averages the positive pairs and, apart,
-    the negative pairs that still cost something (the usual reading of libraries).
+    def __init__(self, recipe: IRTRecipe) -> None:
+        super().__init__()
+        self.recipe = recipe
 
-    Source: El-Nouby et al. 2021, arXiv 2102.05644, eq. 1.
-    """
-    if keys is None or key_labels is None:
-        keys, key_labels, self_columns = z, labels, torch.arange(len(z), device=z.device)
-    similarity = z @ keys.T  # [N, M]
-    is_positive = labels[:, None] == key_labels[None, :]
-    is_pair = (key_labels >= 0).expand_as(is_positive)
-    if self_columns is not None:
-        is_pair = is_pair.scatter(1, self_columns[:, None], False)
-    cost = torch.where(is_positive, 1.0 - similarity, F.relu(similarity - margin)) * is_pair
-    if reduction == "sum_over_n":
-        return cost.sum() / len(z)
-    return _mean_nonzero(cost, is_positive) + _mean_nonzero(cost, ~is_positive)
+    @abstractmethod
+    def terms(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """Return the terms to add up, from this rank's batch and all ranks' descriptors ``z`` ``[N, D]`` and ``labels`` ``[N]``."""
+
+    def after_step(self, learner: Encoder) -> None:
+        """Update the memory after the optimiser's step."""
+
+    def groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
+        """Return the optimiser's groups of the objective's own parameters."""
+        return []
 
 
-def _mean_nonzero(cost: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    counted = among & (cost > 0)
-    return (cost * counted).sum() / counted.sum().clamp_min(1)
-
-
-def tuple_loss(z: torch.Tensor, num_negatives: int, *, margin: float, metric: TupleMetric) -> torch.Tensor:
-    """Return the contrastive loss of T tuples ``z`` ``[T * (2 + num_negatives), D]``, a scalar: the sum of their pairs' costs.
-
-    The rows of a tuple are its anchor, its positive and its negatives; the anchor forms a pair with each of the others. By the distance
-    d of a pair (``euclidean``) a positive costs d^2 / 2 and a negative [margin - d]_+^2 / 2; by its similarity s (``cosine``) they cost
-    1 - s and [s - margin]_+, as in equation 1. For unit vectors the positives cost the same either way.
-
-    Source: Radenovic, Tolias, Chum 2018, arXiv 1711.02512, and El-Nouby et al. 2021, arXiv 2102.05644, eq. 1.
-    """
-    in_tuples = z.view(-1, 2 + num_negatives, z.shape[1])
-    anchors, others = in_tuples[:, :1], in_tuples[:, 1:]
-    if metric == "cosine":
-        similarity = (anchors * others).sum(dim=2)  # [T, 1 + num_negatives]
-        return (1.0 - similarity[:, 0]).sum() + F.relu(similarity[:, 1:] - margin).sum()
-    distance = F.pairwise_distance(anchors, others)  # with 1e-6 added to each coordinate's difference, as the published code has it
-    return 0.5 * distance[:, 0].square().sum() + 0.5 * F.relu(margin - distance[:, 1:]).square().sum()
-
-
-def koleo_loss(z: torch.Tensor) -> torch.Tensor:
-    """Return equation 2 of unit-length descriptors ``[N, D]``, a scalar that falls as neighbours part; 0 for fewer than two.
-
-    Source: El-Nouby et al. 2021, arXiv 2102.05644, eq. 2; Sablayrolles et al. 2019, arXiv 1806.03198, eq. 3.
-    """
-    if len(z) < 2:
-        return z.sum() * 0.0
-    with torch.no_grad():  # for unit vectors the nearest is the most similar
-        nearest = (z @ z.T).fill_diagonal_(-math.inf).argmax(dim=1)
-    squared_distance = (z - z[nearest]).square().sum(dim=1)  # [N]
-    return -0.5 * squared_distance.clamp_min(KOLEO_FLOOR**2).log().mean()
-
-
-def normalised_softmax_loss(z: torch.Tensor, targets: torch.Tensor, proxies: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """Return the mean cross-entropy of ``z`` ``[N, D]`` over the classes, a scalar: a class is as likely as its proxy is similar.
-
-    ``proxies`` ``[C, D]`` are given unit length here; ``targets`` int64 ``[N]`` are rows of them.
-
-    Source: Zhai & Wu 2018, arXiv 1811.12649.
-    """
-    return F.cross_entropy(z @ F.normalize(proxies, dim=1).T / temperature, targets)
-
-
-def snca_loss(
-    z: torch.Tensor, labels: torch.Tensor, keys: torch.Tensor, key_labels: torch.Tensor, *, temperature: float, self_columns: torch.Tensor
-) -> torch.Tensor:
-    """Return the mean over ``z`` ``[N, D]`` of -log P(a neighbour of its class), a scalar; ``keys`` ``[M, D]`` are the neighbours.
-
-    P is the same-class share of exp(similarity / temperature) over the keys but for the anchor's own, column ``self_columns`` ``[N]``.
-    An anchor without another of its class costs nothing.
-
-    Source: Wu, Efros & Yu 2018, arXiv 1808.04699.
-    """
-    own = self_columns[:, None]
-    logits = (z @ keys.T / temperature).scatter(1, own, -math.inf)  # [N, M]
-    counted = (labels[:, None] == key_labels[None, :]).scatter(1, own, False)
-    counted = counted | ~counted.any(dim=1, keepdim=True)  # nobody of its class: log 1, where log 0 would make every gradient NaN
-    return (logits.logsumexp(dim=1) - logits.masked_fill(~counted, -math.inf).logsumexp(dim=1)).mean()
-
-
-def gradient_noise(loss: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how the gradients of ``loss`` by the descriptors ``z`` ``[N, D]`` disagree: two scalars to watch, without a gradient.
-
-    The first is the nuclear norm of the gradients' covariance, in the scale of the loss; the second that of their directions (the
-    gradients at unit length), from 0 (all alike) to 1. A covariance has no negative eigenvalue: its nuclear norm is its trace.
-
-    Source: El-Nouby et al. 2021, arXiv 2102.05644, section 3.5 and figure 4 (averaged there over the iterations of a training).
-    Departs: the formula and the figure's scale are of gradients, the text says directions: both are given.
-    """
-    gradients = torch.autograd.grad(loss, z, retain_graph=True)[0].detach()
-    directions = F.normalize(gradients, dim=1)
-    return gradients.var(dim=0, correction=0).sum(), directions.var(dim=0, correction=0).sum()
-
-
-# --- the method -----------------------------------------------------------------------------------------------------------------
-
-
-class IRT(Method):
-    """The encoder, the objective with what it remembers, and KoLeo."""
+class Contrastive(Objective):
+    """Equation 1 over the batch and, from ``memory_start``, over the cross-batch memory."""
 
     memory_vectors: torch.Tensor
     memory_labels: torch.Tensor
     memory_next: torch.Tensor
-    proxy_of: torch.Tensor
 
-    def __init__(self, recipe: IRTRecipe, encoder: Encoder, *, labels: IntArray) -> None:
-        """``labels`` int64 ``[M]`` are the classes of the training images, by row."""
-        super().__init__()
-        self.recipe = recipe
-        self.learner = encoder
-        contrastive, snca = recipe.objective == "contrastive", recipe.objective == "snca"
-        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False) if contrastive and recipe.momentum else None
-        size = max(math.ceil(recipe.memory * len(labels)), recipe.data.batch) if contrastive and recipe.memory else 0
-        self.register_buffer("memory_vectors", _random_rows(len(labels), encoder.dim) if snca else torch.zeros(size, encoder.dim))
-        self.register_buffer("memory_labels", torch.from_numpy(labels.copy()) if snca else torch.full((size,), -1, dtype=torch.long))
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, labels: IntArray) -> None:
+        super().__init__(recipe)
+        self.key_encoder = copy.deepcopy(encoder).requires_grad_(False) if recipe.momentum else None
+        size = max(math.ceil(recipe.memory * len(labels)), recipe.data.batch) if recipe.memory else 0
+        self.register_buffer("memory_vectors", torch.zeros(size, encoder.dim))
+        self.register_buffer("memory_labels", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("memory_next", torch.zeros((), dtype=torch.long))
-        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # (rows, descriptors) of this step: SNCA's memory takes them after it
-        self.proxies: nn.Parameter | None = None
-        if recipe.objective == "normalised_softmax":
-            classes = np.unique(labels)  # a class that training never sees must not stand among the negatives
-            self.proxies = nn.Parameter(_random_rows(len(classes), encoder.dim))
-            self.register_buffer("proxy_of", torch.from_numpy(np.searchsorted(classes, np.arange(classes[-1] + 1))))
 
-    def loss(self, batch: Batch, step: int) -> LossTerms:
-        """Return equation 3 over the batch of all ranks, with the recipe's objective in equation 1's place."""
-        z = gather(self.learner(batch.images).float())  # [N, D]: all ranks' rows in one order
-        labels = gather(batch.labels)
-        with torch.autocast(z.device.type, enabled=False):
-            if self.proxies is not None:
-                terms = {"softmax": normalised_softmax_loss(z, self.proxy_of[labels], self.proxies, temperature=self.recipe.temperature)}
-            elif self.recipe.objective == "snca":
-                terms = {"snca": self._snca(gather(batch.rows), z, labels)}
-            else:
-                terms = self._contrastive(batch, z, labels, step)
-            total = sum(terms.values(), start=z.new_zeros(()))
-            if self.recipe.koleo_weight:
-                terms["koleo"] = koleo_loss(z)
-                total = total + self.recipe.koleo_weight * terms["koleo"]
-            if z.requires_grad:
-                # Of the batch alone: the memory's backward pass would be taken twice, 1 % of a step against 60,000 rows.
-                terms["gradient_noise"], terms["direction_noise"] = gradient_noise(total - terms.get("memory", 0.0), z)
-        return LossTerms(total, {name: value.detach() for name, value in terms.items()})
-
-    def _contrastive(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        """Return equation 1 over the batch and, from ``memory_start``, over the memory; or over the pairs of the tuples."""
-        recipe = self.recipe
-        if recipe.data.tuples_per_batch:
-            return {"contrastive": tuple_loss(z, recipe.data.negatives, margin=recipe.margin, metric=recipe.tuple_metric)}
-        terms = {"contrastive": contrastive_loss(z, labels, margin=recipe.margin, reduction=recipe.reduction)}
-        if recipe.memory:
-            columns = self._enqueue(self._keys(batch, z), labels)
-            if step >= recipe.memory_start:
-                terms["memory"] = contrastive_loss(
-                    z,
-                    labels,
-                    self.memory_vectors,
-                    self.memory_labels,
-                    margin=recipe.margin,
-                    reduction=recipe.reduction,
-                    self_columns=columns,
-                )
-        return terms
-
-    def _snca(self, rows: torch.Tensor, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        self.seen.append((rows, z.detach()))
-        return snca_loss(z, labels, self.memory_vectors, self.memory_labels, temperature=self.recipe.temperature, self_columns=rows)
+    def terms(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """See ``Objective.terms``."""
+        settings: dict[str, Any] = {"margin": self.recipe.margin, "reduction": self.recipe.reduction}
+        found = {"contrastive": contrastive_loss(z, labels, **settings)}
+        if self.recipe.memory:
+            columns = self._enqueue(self._keys(batch, z), labels)  # the batch is in the memory that it is compared with
+            if step >= self.recipe.memory_start:
+                found["memory"] = contrastive_loss(z, labels, self.memory_vectors, self.memory_labels, self_columns=columns, **settings)
+        return found
 
     @torch.no_grad()
     def _keys(self, batch: Batch, z: torch.Tensor) -> torch.Tensor:
@@ -462,6 +332,7 @@ class IRT(Method):
 
     @torch.no_grad()
     def _enqueue(self, keys: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Write keys ``[N, D]`` into the ring and return their columns ``[N]``."""
         columns = (self.memory_next + torch.arange(len(keys), device=keys.device)) % len(self.memory_vectors)
         self.memory_vectors.index_copy_(0, columns, keys)
         self.memory_labels.index_copy_(0, columns, labels)
@@ -469,27 +340,124 @@ class IRT(Method):
         return columns
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """Move the momentum encoder towards the learner, and SNCA's memory towards what the step saw."""
+    def after_step(self, learner: Encoder) -> None:
+        """Move the momentum encoder towards the learner."""
         if self.key_encoder is not None:
-            for slow, fast in zip(self.key_encoder.parameters(), self.learner.parameters(), strict=True):
+            for slow, fast in zip(self.key_encoder.parameters(), learner.parameters(), strict=True):
                 slow.lerp_(fast, 1.0 - self.recipe.momentum)
+
+
+class Tuples(Objective):
+    """The contrastive loss within tuples."""
+
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, labels: IntArray) -> None:
+        super().__init__(recipe)
+
+    def terms(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """See ``Objective.terms``."""
+        return {"contrastive": tuple_loss(z, self.recipe.data.negatives, margin=self.recipe.margin, metric=self.recipe.tuple_metric)}
+
+
+class NormalisedSoftmax(Objective):
+    """Cross-entropy over the classes, one learned vector each; a class that training never sees has none."""
+
+    proxy_of: torch.Tensor
+
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, labels: IntArray) -> None:
+        super().__init__(recipe)
+        classes = np.unique(labels)
+        self.proxies = nn.Parameter(_random_rows(len(classes), encoder.dim))
+        self.register_buffer("proxy_of", torch.from_numpy(np.searchsorted(classes, np.arange(classes[-1] + 1))))
+
+    def terms(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """See ``Objective.terms``."""
+        return {"softmax": normalised_softmax_loss(z, self.proxy_of[labels], self.proxies, temperature=self.recipe.temperature)}
+
+    def groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
+        """See ``Objective.groups``: the proxies learn at ``proxy_lr`` times the rate."""
+        return [{"params": [self.proxies], "lr": spec.lr * self.recipe.proxy_lr, "weight_decay": spec.weight_decay}]
+
+
+class SNCA(Objective):
+    """The neighbours among all training images, held in a memory with one entry each."""
+
+    memory_vectors: torch.Tensor
+    memory_labels: torch.Tensor
+
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, labels: IntArray) -> None:
+        super().__init__(recipe)
+        self.register_buffer("memory_vectors", _random_rows(len(labels), encoder.dim))
+        self.register_buffer("memory_labels", torch.from_numpy(labels.copy()))
+        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # (rows, descriptors) of this step; the memory takes them after it
+
+    def terms(self, batch: Batch, z: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        """See ``Objective.terms``."""
+        rows, temperature = gather(batch.rows), self.recipe.temperature
+        self.seen.append((rows, z.detach()))
+        return {"snca": snca_loss(z, labels, self.memory_vectors, self.memory_labels, temperature=temperature, self_columns=rows)}
+
+    @torch.no_grad()
+    def after_step(self, learner: Encoder) -> None:
+        """Move the memory towards what the step saw."""
         for rows, z in self.seen:
             self.memory_vectors[rows] = F.normalize(torch.lerp(z, self.memory_vectors[rows], self.recipe.memory_momentum), dim=1)
         self.seen.clear()
 
+
+OBJECTIVES = {"contrastive": Contrastive, "normalised_softmax": NormalisedSoftmax, "snca": SNCA}
+
+
+def _random_rows(num: int, dim: int) -> torch.Tensor:
+    """Return ``[num, dim]`` of length about 1, as the published memory begins; published class vectors do too but for their length."""
+    return torch.empty(num, dim).uniform_(-1.0, 1.0) * math.sqrt(3.0 / dim)
+
+
+# --- the method -----------------------------------------------------------------------------------------------------------------
+
+
+class IRT(Method):
+    """The encoder, the objective and KoLeo."""
+
+    def __init__(self, recipe: IRTRecipe, encoder: Encoder, records: Records) -> None:
+        super().__init__()
+        assert records.labels is not None
+        self.recipe, self.learner = recipe, encoder
+        in_tuples = recipe.data.sampling == "tuples" and recipe.objective == "contrastive"
+        kind: Any = Tuples if in_tuples else OBJECTIVES[recipe.objective]
+        self.objective: Objective = kind(recipe, encoder, records.labels)
+        self.register_load_state_dict_pre_hook(_upgrade)
+
+    def loss(self, batch: Batch, step: int) -> LossTerms:
+        """Return equation 3 over the batch of all ranks, with the recipe's objective in equation 1's place."""
+        z = gather(self.learner(batch.images).float())  # [N, D]: all ranks' rows in one order
+        with torch.autocast(z.device.type, enabled=False):
+            terms = self.objective.terms(batch, z, gather(batch.labels), step)
+            total = sum(terms.values(), start=z.new_zeros(()))
+            if self.recipe.koleo_weight:
+                terms["koleo"] = koleo_loss(z)
+                total = total + self.recipe.koleo_weight * terms["koleo"]
+            if z.requires_grad:
+                # Of the batch alone: the memory's backward pass would be taken twice, 1 % of a step against 60,000 rows.
+                terms["gradient_noise"], terms["direction_noise"] = gradient_noise(total - terms.get("memory", 0.0), z)
+        return LossTerms(total, {name: value.detach() for name, value in terms.items()})
+
+    def after_step(self, step: int) -> None:
+        """Update what the objective remembers."""
+        self.objective.after_step(self.learner)
+
     def parameter_groups(self, spec: TrainSpec) -> list[dict[str, Any]]:
-        """Return the encoder's groups and, where there are proxies, theirs."""
-        groups = encoder_groups(self.learner, spec)
-        if self.proxies is not None:
-            groups.append({"params": [self.proxies], "lr": spec.lr * self.recipe.proxy_lr, "weight_decay": spec.weight_decay})
-        return groups
+        """Return the encoder's groups and the objective's own."""
+        return encoder_groups(self.learner, spec) + self.objective.groups(spec)
 
     def encoder(self) -> Encoder:
         """Return the learner."""
         return self.learner
 
 
-def _random_rows(num: int, dim: int) -> torch.Tensor:
-    """Return ``[num, dim]`` of length about 1, as the published memory begins; published class vectors do too but for their length."""
-    return torch.empty(num, dim).uniform_(-1.0, 1.0) * math.sqrt(3.0 / dim)
+def _upgrade(method: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """Bring the state of a run up to date that was saved before objectives were parts."""
+    present = {name for name, _ in (*method.named_buffers(), *method.named_parameters())}
+    for name in [name for name in state if name.startswith(("memory_", "proxies", "proxy_of", "key_encoder."))]:
+        value = state.pop(name)
+        if f"objective.{name}" in present:
+            state[f"objective.{name}"] = value

@@ -35,7 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.contracts import Batch, IntArray, LossTerms
+from sightline.contracts import Batch, LossTerms
+from sightline.data.records import Records
 from sightline.errors import RecipeError
 from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
@@ -113,7 +114,7 @@ def swin_imagenet() -> MobyRecipe:
         name="moby/swin-imagenet",
         model=ModelSpec(backbone="swin_tiny_patch4_window7_224", weights="random", pooling="mean", drop_path=0.2),
         image=ImageSpec(),  # ImageNet's mean and deviation, as the authors' code has them
-        data=DataSpec(images_per_batch=512, validation=0.0),  # all images are learnt from
+        data=DataSpec(sampling="shuffle", images_per_batch=512, validation=0.0),  # all images are learnt from
         train=TrainSpec(
             steps=750_600,
             lr=1e-3,  # for 512 images
@@ -160,7 +161,7 @@ def small() -> MobyRecipe:
         patch_queue_length=4_096,
         model=ModelSpec(backbone="vit_tiny_patch8_64", backbone_args=(("depth", 6),), weights="random", pooling="cls", drop_path=0.05),
         image=ImageSpec(image_px=64),
-        data=DataSpec(images_per_batch=64),
+        data=DataSpec(sampling="shuffle", images_per_batch=64),
         train=TrainSpec(
             steps=5_000,
             lr=1e-3,
@@ -272,7 +273,7 @@ class Moby(Unlabelled):
     patch_queue: torch.Tensor
     patch_queue_start: torch.Tensor
 
-    def __init__(self, recipe: MobyRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
+    def __init__(self, recipe: MobyRecipe, encoder: Encoder, records: Records | None = None) -> None:
         super().__init__()
         self.recipe = recipe
         require_grids(encoder, recipe.crops.crop_px, *((recipe.window, recipe.wrap) if recipe.patch_weight else ()))

@@ -28,13 +28,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.contracts import Batch, IntArray, LossTerms, SegmentationBatch
+from sightline.contracts import Batch, LossTerms, SegmentationBatch
+from sightline.data.records import Records
 from sightline.data.segments import Cutting
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import RecipeError
-from sightline.methods.base import LearnsFrom, Measure, Method, encoder_groups
+from sightline.methods.base import LearnsFrom, Method, encoder_groups
 from sightline.nn.collectives import mean_over_ranks, with_mean_value
-from sightline.nn.encoder import Encoder, headless
+from sightline.nn.encoder import Encoder, evaluating, headless
 from sightline.nn.segmenter import Segmenter, SegmenterSpec, classification, convolution
 from sightline.recipe import AugmentSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 
@@ -56,8 +57,10 @@ class SegmentRecipe(Recipe):
     def __post_init__(self) -> None:
         if not (self.aux_weight >= 0 and 0 < self.min_scale <= self.max_scale and 0 < self.most_of_one <= 1):
             raise RecipeError("aux_weight is not negative, min_scale positive and at most max_scale, most_of_one in (0, 1]")
-        if self.data.images_per_batch < 2:
-            raise RecipeError("segmentation learns from shuffled passes over all images: set images_per_batch to 2 or more, such as 16")
+        if self.data.sampling != "shuffle" or self.data.images_per_batch < 2:
+            raise RecipeError(
+                "segmentation learns from shuffled passes over all images: set sampling=shuffle, and images_per_batch to 2 or more, such as 16"
+            )
         if self.model != headless(self.model) or self.model.projection:
             raise RecipeError("projection, pca, whiten and scales are for descriptors: put them on afterwards, with sightline reduce")
         if replace(self.augment, flip=AugmentSpec.flip) != AugmentSpec():
@@ -88,7 +91,7 @@ def fpn() -> SegmentRecipe:
         segmenter=SegmenterSpec(head="fpn", taps="even", pyramid_channels=256, head_channels=128, dropout=0.1),
         model=ModelSpec(backbone="vit_small_patch16_224.dino", weights="hub", drop_path=0.1),
         image=replace(ImageSpec.of_backbone(image_px=512, resize="short", resize_px=512), interpolation="bilinear"),
-        data=DataSpec(images_per_batch=16, validation=0.0),
+        data=DataSpec(sampling="shuffle", images_per_batch=16, validation=0.0),
         train=TrainSpec(
             steps=40_000,
             lr=6e-5,
@@ -157,15 +160,14 @@ def pixel_cross_entropy(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tens
 class Segment(Method):
     """The encoder with a segmenter on it, and the side head that only training has."""
 
-    chosen_by: ClassVar[Measure] = "miou"
     learns_from: ClassVar[LearnsFrom] = "masks"
 
-    def __init__(self, recipe: SegmentRecipe, encoder: Encoder, *, labels: IntArray) -> None:
-        """``labels`` int64 ``[C]`` are the classes of the masks, each once or more; logit c is of the c-th."""
+    def __init__(self, recipe: SegmentRecipe, encoder: Encoder, records: Records) -> None:
+        """``records.class_names`` ``[C]`` are the classes of the masks; logit c is of the c-th."""
         super().__init__()
-        classes = sorted(set(labels.tolist()))
+        classes = records.class_names
         self.recipe, self.learner = recipe, encoder
-        encoder.segmenter = segmenter = Segmenter(encoder, recipe.segmenter, [str(label) for label in classes])
+        encoder.segmenter = segmenter = Segmenter(encoder, recipe.segmenter, classes)
         self.side: nn.Module = nn.Identity()
         if recipe.aux_weight:
             widths = [recipe.segmenter.pyramid_channels] * len(segmenter.levels.widths) if segmenter.neck else segmenter.levels.widths
@@ -207,13 +209,11 @@ class Segment(Method):
 
 def _freeze_what_is_not_read(encoder: Encoder) -> None:
     """Stop what no logit depends on from learning (a last norm, a projection): several processes would wait for its gradient."""
-    was_training, side = encoder.training, encoder.image.image_px
-    encoder.eval()
+    side = encoder.image.image_px
     images = torch.zeros(1, 3, side, side, device=encoder.device)
-    with torch.enable_grad():
+    with evaluating(encoder), torch.enable_grad():
         encoder.segmentation(images).sum().backward()
     for parameter in encoder.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.requires_grad_(False)
         parameter.grad = None
-    encoder.train(was_training)

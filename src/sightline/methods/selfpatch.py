@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.contracts import Batch, IntArray, LossTerms, Tokens
+from sightline.contracts import Batch, LossTerms, Tokens
+from sightline.data.records import Records
 from sightline.errors import RecipeError
 from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
@@ -122,7 +123,7 @@ def imagenet() -> SelfPatchRecipe:
             drop_path=0.1,
         ),
         image=ImageSpec(),  # ImageNet's mean and deviation, which the authors of DINO and SelfPatch take whatever the backbone
-        data=DataSpec(images_per_batch=1_024, validation=0.0),  # all images are learnt from
+        data=DataSpec(sampling="shuffle", images_per_batch=1_024, validation=0.0),  # all images are learnt from
         train=TrainSpec(
             steps=375_300,
             lr=2e-3,  # 5e-4 for 256 images
@@ -147,7 +148,7 @@ def coco() -> SelfPatchRecipe:
         name="selfpatch/coco",
         freeze_last_steps=462,
         model=replace(base.model, backbone="vit_tiny_patch16_224"),
-        data=DataSpec(images_per_batch=256, validation=0.0),
+        data=DataSpec(sampling="shuffle", images_per_batch=256, validation=0.0),
         train=replace(base.train, steps=92_400, lr=5e-4, final_lr=2e-3, warmup_steps=4_620, save_every=462, validate_every=2_310),
     )
 
@@ -162,7 +163,7 @@ def dino_imagenet() -> SelfPatchRecipe:
         crops=CropSpec(),
         freeze_last_steps=2_502,
         model=replace(base.model, backbone_args=(), pooling="cls"),
-        data=DataSpec(images_per_batch=512, validation=0.0),
+        data=DataSpec(sampling="shuffle", images_per_batch=512, validation=0.0),
         train=replace(base.train, steps=250_200, lr=1e-3, final_lr=1e-3, warmup_steps=25_020, save_every=2_502),
     )
 
@@ -186,7 +187,7 @@ def small() -> SelfPatchRecipe:
             drop_path=0.05,
         ),
         image=ImageSpec(image_px=64),
-        data=DataSpec(images_per_batch=64),
+        data=DataSpec(sampling="shuffle", images_per_batch=64),
         train=TrainSpec(
             steps=5_000,
             lr=2e-4,  # near DINO's 5e-4 for 256 images; at 1e-3 k-NN fell from the start (docs/results.md, "The learning rate of DINO on few images")
@@ -213,7 +214,7 @@ def tiny() -> SelfPatchRecipe:
         watch_from=100,
         freeze_last_steps=20,
         teacher_momentum=0.98,
-        data=DataSpec(images_per_batch=32),
+        data=DataSpec(sampling="shuffle", images_per_batch=32),
         train=replace(base.train, steps=500, warmup_steps=50, validate_every=100, save_every=100),
     )
 
@@ -342,7 +343,7 @@ class SelfPatch(Unlabelled):
     patch_center: torch.Tensor
     usage: torch.Tensor
 
-    def __init__(self, recipe: SelfPatchRecipe, encoder: Encoder, labels: IntArray | None = None) -> None:
+    def __init__(self, recipe: SelfPatchRecipe, encoder: Encoder, records: Records | None = None) -> None:
         super().__init__()
         self.recipe = recipe
         require_grids(encoder, recipe.crops.crop_px, *((recipe.window, recipe.wrap) if recipe.patch_weight else ()))

@@ -12,9 +12,9 @@ from torch import nn
 
 from sightline.data.multicrop import MultiCropTransform
 from sightline.errors import ModelError, RecipeError
-from sightline.methods.base import Measure, Method
+from sightline.methods.base import Method
 from sightline.nn.class_attention import Wrap
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.recipe import AugmentSpec, Recipe, TrainSpec
 
 PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", ""))
@@ -24,7 +24,7 @@ PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", 
 class Unlabelled(Method):
     """A method that learns from crops of images alone; the last model is kept, whatever k-NN says on the way."""
 
-    chosen_by: ClassVar[Measure] = "last"
+    validation: ClassVar[str] = "knn"
     needs_labels: ClassVar[bool] = False
 
     @classmethod
@@ -49,9 +49,9 @@ def require_for_crops(recipe: Recipe) -> None:
     Raises:
         RecipeError: batches of fewer than two images, ``augment``, or a learning rate that differs by layer.
     """
-    if recipe.data.images_per_batch < 2:
+    if recipe.data.sampling != "shuffle" or recipe.data.images_per_batch < 2:
         raise RecipeError(
-            "learning without labels takes shuffled passes over all images, two or more a batch: set images_per_batch, such as 64"
+            "learning without labels takes shuffled passes over all images, two or more a batch: set sampling=shuffle and images_per_batch, such as 64"
         )
     if recipe.augment != AugmentSpec():
         raise RecipeError(
@@ -68,14 +68,12 @@ def require_grids(encoder: Encoder, crop_px: Iterable[int], window: int = 0, wra
     Raises:
         ModelError: a size of crops that the network does not take, or of one patch alone, or on a torus of fewer than the window.
     """
-    was_training = encoder.training
-    encoder.eval()
     for side_px in crop_px:
-        rows, columns = encoder.tokens(torch.zeros(1, 3, side_px, side_px, device=encoder.device)).grid
+        with evaluating(encoder):
+            rows, columns = encoder.tokens(torch.zeros(1, 3, side_px, side_px, device=encoder.device)).grid
         if window and (rows < 2 or (wrap == "torus" and rows < window)):
             what = "smaller than the window: take wrap=clip or" if rows > 1 else "alone, without neighbours: set"
             raise ModelError(f"a crop of {side_px} px has {rows} x {columns} patches, {what} a larger crop_px")
-    encoder.train(was_training)
 
 
 def follower_of(encoder: Encoder) -> Encoder:

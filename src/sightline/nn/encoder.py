@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,12 +226,8 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def patch_batch(self, images: torch.Tensor, *, precision: Precision = "auto") -> tuple[FloatArray, tuple[int, int]]:
         """Return unit-length patches float32 ``[B, N, D]`` of normalised images ``[B, 3, H, W]``, and their grid, in evaluation mode."""
-        was_training = self.training
-        self.eval()
-        dtype = autocast_dtype(precision, self.device)
-        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with evaluating(self, precision):
             tokens = self.tokens(images.to(self.device, non_blocking=True))
-        self.train(was_training)
         vectors: FloatArray = F.normalize(tokens.patches.float(), dim=-1).cpu().numpy()
         self.require_numbers(vectors, "patch features")
         return vectors, tokens.grid
@@ -239,12 +235,8 @@ class Encoder(nn.Module):
     @torch.inference_mode()
     def embed_batch(self, images: torch.Tensor, *, precision: Precision = "auto") -> FloatArray:
         """Return unit-length descriptors float32 ``[B, D]`` of normalised images ``[B, 3, H, W]``, in evaluation mode."""
-        was_training = self.training
-        self.eval()
-        dtype = autocast_dtype(precision, self.device)
-        with torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with evaluating(self, precision):
             vectors: FloatArray = self(images.to(self.device, non_blocking=True)).cpu().numpy()
-        self.train(was_training)
         self.require_numbers(vectors, "descriptors")
         return vectors
 
@@ -260,6 +252,25 @@ class Encoder(nn.Module):
                 f"the model ({self.model.backbone}) gives NaN or infinity as {what} of {num_bad} of {len(values)} images: its weights "
                 "are damaged or of a training that diverged, take those of before"
             )
+
+
+@contextmanager
+def evaluating(encoder: Encoder, precision: Precision | None = None) -> Iterator[None]:
+    """Context manager: evaluation mode and, with a ``precision``, its autocast.
+
+    An encoder that is in evaluation mode already is not touched, so threads may share it.
+    """
+    was_training = encoder.training
+    if was_training:
+        encoder.eval()
+    dtype = None if precision is None else autocast_dtype(precision, encoder.device)
+    autocast = torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+    try:
+        with nullcontext() if precision is None else autocast:
+            yield
+    finally:
+        if was_training:
+            encoder.train()
 
 
 def _class_attention(model: ModelSpec, backbone: Backbone) -> ClassAttention:

@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from sightline.contracts import Tokens
 from sightline.errors import ModelError
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 
 STRIDES = (4, 8, 16, 32)
 """What the levels of a pyramid over tokens come to for patches of 16 px, and as near as their size allows for others."""
@@ -223,10 +223,8 @@ def _patch_px(encoder: Encoder) -> int:
     side = encoder.image.image_px
     if encoder.backbone.multiple_px > 1:
         return encoder.backbone.multiple_px
-    was_training = encoder.training
-    with torch.no_grad():
-        rows, _ = encoder.eval().tokens(torch.zeros(1, 3, side, side, device=encoder.device)).grid
-    encoder.train(was_training)
+    with torch.no_grad(), evaluating(encoder):
+        rows, _ = encoder.tokens(torch.zeros(1, 3, side, side, device=encoder.device)).grid
     if side < rows:
         raise ModelError(f"{encoder.model.backbone} gives more tokens than pixels: a detector needs a map of features")
     return round(side / rows)

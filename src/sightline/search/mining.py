@@ -12,11 +12,11 @@ from sightline import runtime
 from sightline.contracts import FloatArray, IntArray, Ranking
 from sightline.data.images import BadFiles
 from sightline.data.records import Records
-from sightline.data.samplers import TupleSampler, draw_pairs
+from sightline.data.samplers import Sampling, TupleSampler, draw_pairs
 from sightline.errors import DataError
 from sightline.nn.collectives import broadcast, gather, world_size
 from sightline.nn.encoder import Encoder
-from sightline.recipe import DataSpec
+from sightline.recipe import DataSpec, Recipe
 from sightline.runtime import Precision
 from sightline.search.embed import embed_records
 from sightline.search.neighbours import similarity_blocks
@@ -147,3 +147,14 @@ class MinedTuples:
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what ``state`` returned."""
         self.tuples = state["tuples"].numpy()
+
+
+class Tuples(Sampling):
+    """Tuples of an anchor, its positive and negatives mined anew every epoch."""
+
+    def sampler(self, learning: Records, recipe: Recipe, bad_files: BadFiles) -> MinedTuples:
+        """See ``Sampling.sampler``."""
+        train = recipe.train
+        return MinedTuples(
+            learning, recipe.data, seed=train.seed, batches_per_step=train.accumulate, precision=train.precision, bad_files=bad_files
+        )

@@ -22,11 +22,13 @@ SURE = 2.0
 class Validation:
     """Measures of an encoder on what is held out. Higher is better; the first chooses the model, NaN chooses nothing.
 
-    ``scores`` ``[V]`` are those of the held-out images by measure, where a measure is their mean.
+    ``scores`` ``[V]`` are those of the held-out images by measure, where a measure is their mean. ``chooses`` is False where the last model is
+    kept whatever is measured.
     """
 
     metrics: Mapping[str, float]
     scores: Mapping[str, DoubleArray] = field(default_factory=dict)
+    chooses: bool = True
 
     @property
     def value(self) -> float:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sightline import runtime
 from sightline.contracts import Batch
+from sightline.data.samplers import Sampler
 from sightline.errors import ModelError, TrainingError, first_line
 from sightline.methods.base import Method
 from sightline.nn import model_folder
@@ -32,6 +33,7 @@ from sightline.train.parallel import distribute
 from sightline.train.report import MetricsLog
 
 
+@runtime_checkable
 class Epochs(Protocol):
     """What a run's batches are made from where that changes with the model: mined tuples, clusters found.
 
@@ -41,6 +43,10 @@ class Epochs(Protocol):
 
     steps: int
     """Steps of an epoch."""
+
+    def sampler(self) -> Sampler:
+        """Return the sampler of the epoch."""
+        ...
 
     def refresh(self, epoch: int, encoder: Encoder) -> Mapping[str, float]:
         """Make what epoch ``epoch`` (from 0) trains on with the model as it stands; all ranks call it. Return what the log should tell."""
@@ -290,7 +296,7 @@ class Loop:
         """Keep the model where it is the best so far and beats the start; return in words what came of it."""
         if self.progress.step == 0:
             self.progress.start = found
-        if self.method.chosen_by == "last" or found.value <= self.progress.best:
+        if not found.chooses or found.value <= self.progress.best:
             return ""
         objection = found.objection(self.progress.start) if self.progress.step and self.progress.start is not None else ""
         if objection:

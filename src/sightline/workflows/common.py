@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-from sightline import catalog, runtime
-from sightline.data.images import BAD_FILES_NAME, BadFiles, measured_range
-from sightline.data.records import Records, read_records
+from sightline import runtime
+from sightline.data.images import BAD_FILES_NAME, BadFiles
 from sightline.errors import explain_os_error
-from sightline.progress import say
-
-
-def read_data(
-    source: str | Path, bad_files: BadFiles, *, dataset: str = "auto", verify: bool = True, require_labels: bool = False
-) -> Records:
-    """Return the records of a class folder or manifest, or of a data set of the catalog in its own layout; what is odd about them is said.
-
-    Raises:
-        DataError, UsageError: nothing readable is there, or no such data set.
-    """
-    if dataset == "auto":
-        records = read_records(source, require_labels=require_labels, on_bad=bad_files.add)
-    else:
-        records = catalog.find("datasets", dataset)(Path(source), verify=verify)
-    if runtime.ranks().is_main:
-        for note in records.notes:
-            say(note)
-    return replace(records, deep=measured_range([records.file(row) for row in range(len(records))]))
-
-
-def training_split(records: Records) -> Records:
-    """Return the split called train, or everything where there are no splits."""
-    return records.split("train") if records.splits is not None else records
 
 
 def write_bad_files(bad_files: BadFiles, folder: Path, *, goes_on: bool = False) -> None:

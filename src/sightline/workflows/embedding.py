@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from sightline import runtime
 from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
+from sightline.data.reading import read_data
 from sightline.errors import UsageError, explain_os_error
 from sightline.nn import model_folder
 from sightline.runtime import Precision
 from sightline.search.embed import embed_records
-from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.common import write_bad_files
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from sightline import catalog, runtime
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.progress import duration
 from sightline.recipe import Recipe
 
@@ -44,18 +44,16 @@ def images_a_step(recipe: Recipe) -> Sequence[tuple[int, int, float]]:
 
 def seconds_an_image(encoder: Encoder, px: int) -> float:
     """Return what a forward and a backward pass take for each image of ``px`` squared."""
-    was_training, took_s = encoder.training, 0.0
-    encoder.eval()
-    images = torch.zeros(TRIED, 3, px, px, device=encoder.device)
-    for _ in range(2):
-        began_s = time.perf_counter()
-        with encoder.any_size(images):
-            total = encoder(images).sum()
-        if total.requires_grad:
-            total.backward()
-        took_s = time.perf_counter() - began_s
+    images, took_s = torch.zeros(TRIED, 3, px, px, device=encoder.device), 0.0
+    with evaluating(encoder):
+        for _ in range(2):
+            began_s = time.perf_counter()
+            with encoder.any_size(images):
+                total = encoder(images).sum()
+            if total.requires_grad:
+                total.backward()
+            took_s = time.perf_counter() - began_s
     encoder.zero_grad(set_to_none=True)
-    encoder.train(was_training)
     return took_s / TRIED
 
 
@@ -77,7 +75,7 @@ def foretell(encoder: Encoder, recipe: Recipe, steps: int, where: torch.device) 
 
 def _instead(recipe: Recipe) -> str:
     method = recipe.name.partition("/")[0]
-    small = "irt/tuples" if recipe.data.tuples_per_batch else f"{method}/small"
+    small = "irt/tuples" if recipe.data.sampling == "tuples" else f"{method}/small"
     fewer = "fewer steps, or a smaller image_px, take less"
     if small not in catalog.names("recipes") or recipe.name == small:
         return fewer

@@ -13,6 +13,7 @@ from typing import Any
 from sightline import runtime
 from sightline.data.deep import DeepRange
 from sightline.data.images import BAD_FILES_NAME, BadFiles, still_bad
+from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
 from sightline.index import filters
@@ -25,7 +26,7 @@ from sightline.search.engine import encoder_of
 from sightline.search.listing import place_of
 from sightline.search.presence import missing_paths
 from sightline.search.update import Update, update_index
-from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.common import write_bad_files
 
 
 def index(

@@ -13,6 +13,7 @@ import torch
 from sightline import runtime
 from sightline.contracts import Box, Descriptors
 from sightline.data.images import BadFiles, BadImage, decode, measured_range
+from sightline.data.reading import read_data
 from sightline.errors import DataError, UsageError
 from sightline.lens.explain import explain as write_explanation
 from sightline.lens.explain import require_drawable
@@ -21,7 +22,7 @@ from sightline.lens.view import Inspected
 from sightline.nn import model_folder
 from sightline.nn.export import export_onnx
 from sightline.search.embed import embed_records
-from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.common import write_bad_files
 
 NUM_PARITY_IMAGES = 8
 

@@ -13,11 +13,14 @@ import torch
 
 from sightline import runtime
 from sightline.contracts import IntArray
+from sightline.data.division import training_split
 from sightline.data.images import BadFiles
 from sightline.data.loading import decode_stream
+from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
 from sightline.errors import UsageError, explain_os_error
+from sightline.evaluate.parts import classes_of_run
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder, headless, with_scales_of
 from sightline.nn.reduction import fit_reduction, label_pairs, require_enough
@@ -26,8 +29,7 @@ from sightline.recipe import ModelSpec
 from sightline.search.embed import BATCH_SIZE
 from sightline.settings import override
 from sightline.train.card import head_card
-from sightline.workflows.common import read_data, training_split, write_bad_files
-from sightline.workflows.measuring import classes_of_run
+from sightline.workflows.common import write_bad_files
 
 FIT_LIMIT = 65_536
 """Most images a reduction is fitted on, a seeded sample of more: 170 for each row of a 384-d covariance."""

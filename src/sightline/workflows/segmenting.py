@@ -13,12 +13,13 @@ import torch
 from sightline import runtime
 from sightline.contracts import Batch
 from sightline.data.images import BadFiles
-from sightline.data.records import Records
+from sightline.data.records import Records, of_labels
 from sightline.data.segments import training_crops
 from sightline.data.sets.segmentation import Layout, Pair, SegmentationSet, read, require_several_classes, spread
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.segment import labeller
 from sightline.evaluate.dense.segmenting import Bench, count
+from sightline.methods.base import Measure
 from sightline.methods.segment import Segment, SegmentRecipe
 from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder
@@ -31,6 +32,7 @@ from sightline.train.parallel import process_group
 from sightline.workflows import run_folder, training
 from sightline.workflows.common import write_bad_files
 
+MEASURE: Measure = "miou"
 MOST_VALIDATED = 128
 """Most validation images measured during training: whole images at full size take as long as steps do."""
 
@@ -158,8 +160,7 @@ def train_on_masks(
         encoder = Encoder(
             replace(recipe.model, weights="random") if goes_on else recipe.model, recipe.image
         )  # the checkpoint has the weights
-        method = Segment(recipe, encoder, labels=np.arange(lesson.data.num_classes))
-        cast(Segmenter, encoder.segmenter).class_names = lesson.data.class_names
+        method = Segment(recipe, encoder, of_labels(np.arange(lesson.data.num_classes), lesson.data.class_names))
         if not goes_on:
             method.begin()
         if ranks.is_main:
@@ -181,6 +182,6 @@ def train_on_masks(
         if ranks.is_main:
             run_folder.note_compute(run, recipe, progress)
             if not progress.stopped_by:
-                run_folder.finish_model(run, recipe, method.chosen_by, None, where, bad_files, progress, command)
+                run_folder.finish_model(run, recipe, MEASURE, None, where, bad_files, progress, command)
             write_bad_files(bad_files, run)
-    return training.Trained(run, progress, recipe, len(bad_files), method.chosen_by, lesson.held_out)
+    return training.Trained(run, progress, recipe, len(bad_files), MEASURE, lesson.held_out)

@@ -11,10 +11,12 @@ from typing import Any
 
 from sightline import catalog, runtime
 from sightline.data.images import BadFiles
+from sightline.data.reading import read_data
 from sightline.data.sets import segmentation
 from sightline.errors import TrainingError, UsageError, explain_os_error, nearest
 from sightline.evaluate import sweep_report
-from sightline.evaluate.dense import parse
+from sightline.evaluate.classified import require_split
+from sightline.evaluate.protocol import parse
 from sightline.evaluate.sweep_report import Result
 from sightline.methods.base import Method
 from sightline.methods.segment import SegmentRecipe
@@ -25,8 +27,7 @@ from sightline.settings import full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
 from sightline.train import checkpoint
 from sightline.train.rows import digest, rows_of
-from sightline.workflows import classifying, dense, measuring, segmenting, training
-from sightline.workflows.common import read_data
+from sightline.workflows import evaluating, segmenting, training
 
 USUAL_METRICS = ("recall@1", "map@r", "accuracy@1", "j&f", "miou")
 RESULT = "result.json"
@@ -74,17 +75,13 @@ class _Ruler:
         """
         if self.data is not None and not Path(self.data).exists():
             raise UsageError(f"'{self.data}' is not there: --measure-on names the data that the runs are measured on")
-        if dense.is_dense(self.protocol):
-            parse(self.protocol)
-            return
-        if self.protocol != classifying.PROTOCOL:
-            measuring.is_benchmark(self.protocol)
+        parse(self.protocol)
         spec, data = recipe.data, self.data or trained_on
         if self.protocol == "auto" and _method(recipe).learns_from == "masks":
             found = segmentation.read(Path(data))
             found.part("test" if found.test else "val")
         elif self.protocol == "auto" and _classifies(recipe):
-            classifying.require_split(data, dataset=spec.dataset, verify=spec.verify)
+            require_split(data, dataset=spec.dataset, verify=spec.verify)
         elif self.protocol == "auto" and not _method(recipe).needs_labels:
             if read_data(data, BadFiles(), dataset=spec.dataset, verify=spec.verify).labels is not None:
                 return
@@ -96,13 +93,12 @@ class _Ruler:
     def measure(self, run: _Run, trained_on: str | Path, device: str) -> dict[str, Any]:
         """Return what was found, as plain data."""
         model, data, spec = str(run.folder), self.data or trained_on, run.recipe.data
-        protocol = dense.of_the_model(self.protocol, model, data)
-        if dense.is_dense(protocol):
-            return dense.measure_dense(model, data, protocol, device=device).to_json()
-        how: dict[str, Any] = {"dataset": "auto" if self.data else spec.dataset, "verify": spec.verify, "device": device}
-        if self.protocol == classifying.PROTOCOL or (self.protocol == "auto" and _classifies(run.recipe)):
-            return classifying.classify(model, data, **how).to_json()
-        return measuring.evaluate(model, data, protocol=self.protocol, **how).to_json()
+        protocol = "accuracy" if self.protocol == "auto" and _classifies(run.recipe) else self.protocol
+        how: dict[str, Any] = {"protocol": protocol, "device": device}
+        # The recipe's reading of its data: protocols with a layout of their own read it their own way.
+        if "dataset" in evaluating.protocol_for(protocol, model, data).takes:
+            how |= {"dataset": "auto" if self.data else spec.dataset, "verify": spec.verify}
+        return evaluating.evaluate(model, data, **how).to_json()
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def sweep(
 ) -> Swept:
     """Train and measure every variant of ``plan`` under seeds 0 to ``num_seeds`` - 1 into run folders of ``out``; finished runs are kept.
 
-    ``settings`` hold for all variants. A run is measured as ``measuring.evaluate`` does by itself: on the test split, else on classes that
+    ``settings`` hold for all variants. A run is measured as ``evaluating.evaluate`` does by itself: on the test split, else on classes that
     training did not learn from; one of classification by its accuracy, on the test split, else val. ``protocol`` names another measure,
     ``measure_on`` other data than that of the training. One whose numbers diverge is noted and
     the sweep goes on. The table (``sweep.json``, ``sweep.csv``, ``sweep.md``) and the page (``index.html``, with figures of ``metrics``) are
@@ -214,7 +210,7 @@ def _method(recipe: Recipe) -> type[Method]:
 
 
 def _classifies(recipe: Recipe) -> bool:
-    return _method(recipe).chosen_by == "accuracy@1"
+    return _method(recipe).validation == "held-out-images"
 
 
 def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:

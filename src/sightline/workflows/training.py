@@ -7,32 +7,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sightline import catalog, runtime
-from sightline.contracts import Batch, IntArray
+from sightline.contracts import Batch
 from sightline.data.images import BadFiles
 from sightline.data.loading import train_batches
+from sightline.data.reading import read_data
 from sightline.data.records import Records
-from sightline.data.samplers import PKSampler, Sampler, ShuffleSampler
+from sightline.data.samplers import Sampling
 from sightline.errors import UsageError
+from sightline.evaluate.validation import HoldOut, Parts
 from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder, own_input
-from sightline.nn.classifier import Classifier
 from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import DataSpec, Recipe
-from sightline.search.mining import MinedTuples
 from sightline.settings import override
 from sightline.train import checkpoint
-from sightline.train.loop import Loop, Progress
+from sightline.train.loop import Epochs, Loop, Progress
 from sightline.train.parallel import process_group
-from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.common import write_bad_files
 from sightline.workflows.expecting import foretell
 from sightline.workflows.reducing import require_head
 from sightline.workflows.run_folder import copy_state, finish_model, held_to_data, note_compute, open_run, present, rows_used
-from sightline.workflows.validating import Material, fitted, material, validator
 
 # --- train ----------------------------------------------------------------------------------------------------------------------
 
@@ -71,7 +69,7 @@ def train(
     ``recipe`` may be a name of the catalog, and ``settings`` are its ``key=value``, such as ``steps=500``.
     ``resume`` goes on where the run in ``out`` stopped; ``after`` names a run that a new one goes on from, with the steps it has done.
 
-    The split called val chooses the model; where there is none, a part of the training split is held out (see ``validating.material``). A test
+    The split called val chooses the model; where there is none, a part of the training split is held out (see ``evaluate.validation``). A test
     split is never touched.
 
     Raises:
@@ -91,52 +89,52 @@ def train(
     data = records.root if isinstance(data, Records) else data
     goes_on = after is not None or (resume and (run / checkpoint.NAME).exists())
     rows = held_to_data(after or run, rows_used(records, needs_labels=kind.needs_labels), goes_on=goes_on)
-    found = material(records, recipe, kind)
-    learning, recipe = found.learning, fitted(recipe, found)
-    labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
-    epochs = _epochs(learning, recipe, bad_files)
+    sampling: Sampling = catalog.find("samplers", recipe.data.sampling)()
+    hold_out: HoldOut = catalog.find("validations", kind.validation)()
+    parts = hold_out.split(records, recipe.data)
+    learning, recipe = parts.training, sampling.fitted(recipe, parts.training, parts.num_apart)
+    sampler = sampling.sampler(learning, recipe, bad_files)
+    epochs = sampler if isinstance(sampler, Epochs) else None
     with process_group(where) as ranks:
         bare = headless(recipe.model)  # the head is fitted when training is over
         encoder = Encoder(replace(bare, weights="random") if goes_on else bare, recipe.image)  # the checkpoint has the weights
         if recipe.model != bare:
             require_head(encoder, recipe.model, learning)
-        method: Method = kind(recipe, encoder, labels=labels)
+        method: Method = kind(recipe, encoder, learning)
         if not goes_on:
             method.begin()
-        if isinstance(encoder.classifier, Classifier):
-            encoder.classifier.class_names = tuple(present(learning))
         if ranks.is_main:
-            open_run(run, recipe, encoder.backbone.family, data, _about(found), resume=resume)
+            open_run(run, recipe, encoder.backbone.family, data, _about(parts), resume=resume)
             if after is not None:
                 copy_state(after, run)
         barrier()
-        batches = _batches(learning, epochs, recipe, kind, where, bad_files)
-        validate = validator(found, recipe, kind.chosen_by, bad_files)
+        batches = _batches(learning, sampler, recipe, kind, where, bad_files)
+        validate = hold_out.validator(parts, recipe, bad_files)
         loop = Loop(method, batches, recipe.train, run, device=where, validate=validate, epochs=epochs, rows=rows, resume=goes_on)
         progress = loop.run(foretell(encoder, recipe, recipe.train.steps - loop.progress.step, where))
         if ranks.is_main:
             note_compute(run, recipe, progress)
             if not progress.stopped_by:
-                finish_model(run, recipe, kind.chosen_by, learning, where, bad_files, progress, command)
+                finish_model(run, recipe, hold_out.measure, learning, where, bad_files, progress, command)
             write_bad_files(bad_files, run, goes_on=bool(resume))
-    return Trained(run, progress, recipe, len(bad_files), kind.chosen_by, found.held_out)
+    return Trained(run, progress, recipe, len(bad_files), hold_out.measure, parts.name)
 
 
 def _batches(
-    learning: Records, epochs: MinedTuples | None, recipe: Recipe, kind: type[Method], where: torch.device, bad_files: BadFiles
+    learning: Records, sampler: Any, recipe: Recipe, kind: type[Method], where: torch.device, bad_files: BadFiles
 ) -> Callable[[int], Iterator[Batch]]:
     """Return what gives this rank's batches from the n-th on, to the end of the run or of an epoch."""
     ranks, transform = runtime.ranks(), kind.transform(recipe)
-    labels = learning.labels if learning.labels is not None else np.zeros(len(learning), np.int64)
 
     def batches(first: int) -> Iterator[Batch]:
         num = recipe.train.steps * recipe.train.accumulate - first
-        sampler = epochs.sampler() if epochs is not None else _sampler(labels, recipe)
-        if epochs is not None:
-            num = min(num, sampler.steps_per_epoch - first % sampler.steps_per_epoch)  # the next epoch's are not known yet
+        current = sampler
+        if isinstance(sampler, Epochs):
+            current = sampler.sampler()
+            num = min(num, current.steps_per_epoch - first % current.steps_per_epoch)  # the next epoch's are not known yet
         return train_batches(
             learning if kind.needs_labels else learning.without_labels(),
-            sampler,
+            current,
             transform,
             start_step=first,
             num_steps=num,
@@ -182,22 +180,6 @@ def resolved(recipe: Recipe) -> Recipe:
     )
 
 
-def _sampler(labels: IntArray, recipe: Recipe) -> Sampler:
-    data, seed = recipe.data, recipe.train.seed
-    if data.images_per_batch:
-        return ShuffleSampler(len(labels), data.images_per_batch, seed)
-    return PKSampler(labels, data.classes_per_batch, data.images_per_class, seed)
-
-
-def _epochs(learning: Records, recipe: Recipe, bad_files: BadFiles) -> MinedTuples | None:
-    if not recipe.data.tuples_per_batch:
-        return None
-    train = recipe.train
-    return MinedTuples(
-        learning, recipe.data, seed=train.seed, batches_per_step=train.accumulate, precision=train.precision, bad_files=bad_files
-    )
-
-
 def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     if asked >= 0:
         return asked
@@ -205,12 +187,12 @@ def _num_workers(asked: int, world_size: int, where: torch.device) -> int:
     return max(1, min(8, share)) if where.type != "cpu" or share > 2 else 0  # two cores that also train gain nothing from a third process
 
 
-def _about(found: Material) -> dict[str, Any]:
-    learning, validation = found.learning, found.validation
+def _about(parts: Parts) -> dict[str, Any]:
+    learning, validation = parts.training, parts.validation
     return {
         "images": len(learning),
         "training_classes": present(learning),
         "validation_classes": present(validation) if validation is not None else [],
         "validation_images": len(validation) if validation is not None else 0,
-        "held_out": found.held_out,
+        "held_out": parts.name,
     }

@@ -15,6 +15,7 @@ from sightline import runtime
 from sightline.contracts import BoolArray, FloatArray, IntArray
 from sightline.data.division import images_to_hold_out, require_classes
 from sightline.data.images import BadFiles
+from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.errors import DataError, explain_os_error
 from sightline.evaluate import probes
@@ -25,7 +26,7 @@ from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
 from sightline.search.embed import embed_records
 from sightline.workflows import training
-from sightline.workflows.common import read_data, write_bad_files
+from sightline.workflows.common import write_bad_files
 
 Kind = Literal["knn", "linear", "fewshot", "finetune"]
 FROZEN: tuple[Kind, ...] = ("knn", "linear", "fewshot")

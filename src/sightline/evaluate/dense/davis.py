@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,11 +30,12 @@ from sightline.data.sets import davis
 from sightline.data.sets.davis import VOID, Davis, MaskArray, Video
 from sightline.data.transforms import eval_transform, to_pixels
 from sightline.errors import DataError, UsageError, explain_os_error
-from sightline.evaluate.dense.base import DenseProtocol, DenseResult
+from sightline.evaluate.dense.base import DenseProtocol
 from sightline.evaluate.dense.jandf import DoubleArray, boundary, contour, course, region
 from sightline.evaluate.dense.propagation import Propagation
+from sightline.evaluate.evaluation import Evaluation
 from sightline.html import Picture
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.progress import Bar
 from sightline.recipe import IMAGENET_MEAN, ImageSpec
 from sightline.runtime import Precision
@@ -50,6 +51,8 @@ SHOWN_PX = 640
 @dataclass(frozen=True, kw_only=True)
 class DavisProtocol(DenseProtocol):
     """Video object segmentation on DAVIS-2016 or DAVIS-2017: J (region), F (contour) and their mean."""
+
+    name: ClassVar[str] = "davis"
 
     context: int = 7  # latest frames that labels are taken from, beside the first
     topk: int = 5  # most similar patches, over all context frames, that a patch takes its label from
@@ -69,7 +72,7 @@ class DavisProtocol(DenseProtocol):
                 f"{LONG_MULTIPLE_PX}; got {self.context}, {self.radius}, {self.topk}, {self.temperature:g} and {self.short_px}"
             )
 
-    def measure(
+    def run(
         self,
         encoder: Encoder,
         root: Path,
@@ -78,7 +81,7 @@ class DavisProtocol(DenseProtocol):
         train_root: Path | None = None,
         precision: Precision = "auto",
         num_shown: int = 0,
-    ) -> DenseResult:
+    ) -> Evaluation:
         """Return ``j&f``, ``j``, ``f`` and the recall and decay of both, means over objects; groups are sequence and object (``dog_1``).
 
         Frames come one batch at a time. A frame that cannot be read keeps the mask before it; a mask that cannot be read is not
@@ -93,9 +96,7 @@ class DavisProtocol(DenseProtocol):
         groups: dict[str, dict[str, float]] = {}
         shown: list[tuple[float, Rows]] = []
         num_frames = 0
-        was_training = encoder.training
-        encoder.eval()
-        with Bar(videos.name, sum(len(video.frames) for video in videos.sequences)) as bar:
+        with evaluating(encoder), Bar(videos.name, sum(len(video.frames) for video in videos.sequences)) as bar:
             for video in videos.sequences:
                 first = _first_mask(videos, video, bad_files)
                 if first is None:
@@ -106,13 +107,19 @@ class DavisProtocol(DenseProtocol):
                 num_frames += len(video.frames)
                 if num_shown:
                     shown.append(run.shown(float(np.mean([values.get("j&f", math.nan) for values in measured]))))
-        encoder.train(was_training)
         if not num_frames:
             raise DataError(f"no sequence of {videos.root} could be followed (first: {': '.join(bad_files.items()[0])})")
         counts = {"sequences": len({name.rpartition("_")[0] for name in groups}), "objects": len(groups), "frames": num_frames}
         groups = {name: values for name, values in groups.items() if values}
         settings = {**asdict(self), "year": videos.year, "resolution": videos.resolution}
-        return DenseResult(videos.name, _means(groups), groups, counts, settings, _spread(shown, num_shown // 3))
+        return Evaluation(
+            protocol=videos.name,
+            metrics=_means(groups),
+            groups=groups,
+            counts=counts,
+            settings=settings,
+            shown=_spread(shown, num_shown // 3),
+        )
 
     def _judged(self, videos: Davis) -> bool:
         lacking = next((video for video in videos.sequences if video.unmasked), None)

@@ -22,8 +22,9 @@ from sightline.data.sets import coco
 from sightline.data.sets.coco import Annotated
 from sightline.errors import DataError, UsageError
 from sightline.evaluate.dense.average_precision import Found, average_precision
-from sightline.evaluate.dense.base import DenseProtocol, DenseResult
+from sightline.evaluate.dense.base import DenseProtocol
 from sightline.evaluate.dense.drawn import colours, draw_rows
+from sightline.evaluate.evaluation import Evaluation
 from sightline.methods.detect import Detect as Learning
 from sightline.nn.detector import Detector, Head, paste
 from sightline.nn.encoder import Encoder
@@ -41,6 +42,7 @@ class Detect(DenseProtocol):
     """Fine-tune and measure; the defaults fit one core and small images, ``coco`` has those of the literature."""
 
     learns: ClassVar[bool] = True
+    name: ClassVar[str] = "detect"
 
     steps: int = 500  # 0 measures heads that have learnt nothing
     batch: int = 4
@@ -80,7 +82,7 @@ class Detect(DenseProtocol):
         """To which size images are brought."""
         return Sizing(image_px=self.image_px, long_px=self.long_px, least_px=self.least_px, resize=self.resize)
 
-    def measure(
+    def run(
         self,
         encoder: Encoder,
         root: Path,
@@ -89,7 +91,7 @@ class Detect(DenseProtocol):
         train_root: Path | None = None,
         precision: Precision = "auto",
         num_shown: int = 0,
-    ) -> DenseResult:
+    ) -> Evaluation:
         """Return ``ap`` and its kin of boxes, and with masks in the data ``ap_mask``; the encoder that is given stays as it was."""
         mask_tools()  # before an hour of training, not after it
         training = coco.read(train_root or root, "train", annotations=self.annotations, verify=self.verify)
@@ -110,7 +112,7 @@ class Detect(DenseProtocol):
             metrics |= of_masks
             groups = {name: values | groups_of_masks.get(name, {}) for name, values in groups.items()}
         num_objects = int(np.isin(truth.image_of[~truth.is_crowd], list(found)).sum())
-        return DenseResult(
+        return Evaluation(
             protocol="detect" if self.verify else "detect (not verified)",
             metrics=metrics,
             groups=groups,

@@ -21,9 +21,9 @@ from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError, UsageError
 from sightline.evaluate.dense.segment_probe import slide
 from sightline.evaluate.dense.segmenting import Bench, Fitted, Labeller, Segmentation, classes_at
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.nn.segmenter import Segmenter
-from sightline.runtime import Precision, autocast_dtype
+from sightline.runtime import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,8 @@ def labeller(
         """Return the logits ``[B, C, h, w]`` of uint8 images of one size, padded to what the network takes and cut back."""
         height, width = (math.ceil(side / multiple) * multiple for side in pixels.shape[-2:])
         whole = torch.stack([padded(one, height, width, encoder.image) for one in pixels])
-        dtype, was_training = autocast_dtype(precision, encoder.device), encoder.training
-        encoder.eval()
-        with torch.autocast(encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with evaluating(encoder, precision):
             found = encoder.segmentation(transform.normalise(whole).to(encoder.device))
-        encoder.train(was_training)
         found = found.float()[:, order.to(found.device)]
         if (height, width) == tuple(pixels.shape[-2:]):
             return found

@@ -21,12 +21,13 @@ from sightline.data.segments import nearest_size
 from sightline.data.sets.segmentation import VOID, Layout, Mask, Pair, SegmentationSet, read, require_several_classes, spread
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense.base import DenseProtocol, DenseResult
+from sightline.evaluate.dense.base import DenseProtocol
 from sightline.evaluate.dense.miou import Confusion
+from sightline.evaluate.evaluation import Evaluation
 from sightline.html import Picture
-from sightline.nn.encoder import Encoder
+from sightline.nn.encoder import Encoder, evaluating
 from sightline.progress import Bar
-from sightline.runtime import Precision, autocast_dtype, num_cpus
+from sightline.runtime import Precision, num_cpus
 
 BAND_BYTES = 2**26
 """One band of class scores at full size: all of ADE20K's largest image would be gigabytes."""
@@ -65,12 +66,8 @@ class Bench:
     def features(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Return patch features float32 ``[B, N, D]`` after the last norm, and their grid, of uint8 images ``[B, 3, H, W]``."""
         images = eval_transform(self.encoder.image).normalise(pixels).to(self.encoder.device)
-        dtype = autocast_dtype(self.precision, self.encoder.device)
-        was_training = self.encoder.training
-        self.encoder.eval()
-        with torch.autocast(self.encoder.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        with evaluating(self.encoder, self.precision):
             tokens = self.encoder.tokens(images)
-        self.encoder.train(was_training)
         return tokens.patches.float(), tokens.grid
 
     def stream(self, pairs: Sequence[Pair], prepare: Callable[[int, Image.Image, Mask], T]) -> Iterator[T]:
@@ -133,7 +130,7 @@ class Segmentation(DenseProtocol):
         """Return what there is to fit on."""
         return data.part("train")
 
-    def measure(
+    def run(
         self,
         encoder: Encoder,
         root: Path,
@@ -142,8 +139,8 @@ class Segmentation(DenseProtocol):
         train_root: Path | None = None,
         precision: Precision = "auto",
         num_shown: int = 0,
-    ) -> DenseResult:
-        """See ``DenseProtocol.measure``: ``miou`` and ``pixel_accuracy``, with each class among ``groups``."""
+    ) -> Evaluation:
+        """See ``DenseProtocol.run``: ``miou`` and ``pixel_accuracy``, with each class among ``groups``."""
         data = read(root, self.layout)
         taught = data if train_root is None else read(train_root, self.layout)
         if taught.class_names != data.class_names:
@@ -160,14 +157,14 @@ class Segmentation(DenseProtocol):
         confusion, num_measured = count(bench, fitted.label, measured, self.batch, shown.add)
         if not confusion.counts.sum():
             raise DataError(f"no image of '{part}' in {root} can be read with a labelled pixel: {bad_files.summary() or 'all is void'}")
-        return DenseResult(
-            self.name,
-            {"miou": confusion.miou, "pixel_accuracy": confusion.pixel_accuracy},
-            confusion.groups(data.class_names),
-            {**({"training images": fitted.num_train} if fitted.num_train else {}), "images": num_measured},
-            {**dataclasses.asdict(self), "part": part, "layout": data.layout, **fitted.chosen},
-            tuple(shown.rows),
-            shown.colours(),
+        return Evaluation(
+            protocol=self.name,
+            metrics={"miou": confusion.miou, "pixel_accuracy": confusion.pixel_accuracy},
+            groups=confusion.groups(data.class_names),
+            counts={**({"training images": fitted.num_train} if fitted.num_train else {}), "images": num_measured},
+            settings={**dataclasses.asdict(self), "part": part, "layout": data.layout, **fitted.chosen},
+            shown=tuple(shown.rows),
+            colours=shown.colours(),
         )
 
 
