@@ -34,7 +34,7 @@ from sightline.data.transforms import train_transform
 from sightline.methods.classify import Classify, ClassifyRecipe, small
 from sightline.nn.encoder import Encoder
 from sightline.progress import Meter
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 
 NUM_CLASSES = 100
 BACKBONES = {64: "vit_tiny_patch8_64", 224: "vit_tiny_patch16_224"}

@@ -43,7 +43,7 @@ def make_vectors(num_rows: int, spread: float) -> tuple[Any, Any]:
 
 
 def sightline(vectors: Any, labels: Any) -> dict[str, float]:
-    from sightline.evaluate.metrics import positive_ranks, summarise
+    from sightline.evaluation.metrics import positive_ranks, summarise
 
     return dict(summarise(positive_ranks(vectors, labels), labels).metrics)
 

@@ -90,7 +90,7 @@ def extract(model: str, frames: list[Any]) -> tuple[list[Any], tuple[int, int], 
     """Return the features of each frame, their grid and the (height, width) that the model saw."""
     import torch
 
-    from sightline.evaluate.dense.davis import Frames, frame_size
+    from sightline.evaluation.dense.davis import Frames, frame_size
     from sightline.nn import model_folder
 
     encoder = model_folder.load(model).eval()
@@ -109,9 +109,9 @@ def compare(model: str, frames: list[Any], masks: list[Any]) -> dict[str, Any]:
     import torch.nn.functional as F
     from PIL import Image
 
-    from sightline.evaluate.dense.davis import stretch
-    from sightline.evaluate.dense.jandf import contour, region
-    from sightline.evaluate.dense.propagation import Propagation
+    from sightline.evaluation.dense.davis import stretch
+    from sightline.evaluation.dense.jandf import contour, region
+    from sightline.evaluation.dense.propagation import Propagation
 
     features, grid, size = extract(model, frames)
     height, width = masks[0].shape

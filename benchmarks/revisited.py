@@ -68,8 +68,8 @@ def judgements() -> dict[str, Any]:
 
 
 def sightline(queries: Any, gallery: Any) -> dict[str, float]:
-    from sightline.evaluate import metrics
-    from sightline.evaluate.ranks import exact_ranks
+    from sightline.evaluation import metrics
+    from sightline.evaluation.ranks import exact_ranks
 
     found = exact_ranks(queries, gallery, judgements())
     return {

@@ -35,7 +35,7 @@ from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe, coco
 from sightline.nn.encoder import Encoder
 from sightline.progress import Meter
 from sightline.recipe import CropSpec
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 
 
 def recipes(backbone: str, batch: int, num_crops: list[int], crop_px: list[int]) -> dict[str, SelfPatchRecipe]:

@@ -29,7 +29,7 @@ from sightline.methods.irt import IRT, sop
 from sightline.nn.encoder import Encoder
 from sightline.nn.losses import contrastive_loss, koleo_loss
 from sightline.progress import Meter
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 
 BACKBONE = "vit_tiny_patch16_224"
 

@@ -27,12 +27,12 @@ from sightline.contracts import Batch
 from sightline.data.division import training_split
 from sightline.data.images import BadFiles
 from sightline.data.records import of_labels, read_records
-from sightline.evaluate import compare_report
-from sightline.evaluate.compare_report import Run
+from sightline.evaluation import compare_report
+from sightline.evaluation.compare_report import Run
 from sightline.methods.classify import Classify, ClassifyRecipe
 from sightline.nn.encoder import Encoder
 from sightline.settings import override
-from sightline.train.compute import Compute
+from sightline.training.compute import Compute
 from sightline.workflows import comparing, evaluating, training
 
 METRIC = "accuracy@1"

@@ -20,8 +20,8 @@ import numpy as np
 
 from sightline.data.images import BadFiles
 from sightline.data.records import read_records
-from sightline.evaluate import sweep_report
-from sightline.evaluate.sweep_report import Result
+from sightline.evaluation import sweep_report
+from sightline.evaluation.sweep_report import Result
 from sightline.html import INK, SERIES, plot_axes
 from sightline.lens import draw, embedding
 from sightline.nn import model_folder

@@ -16,8 +16,8 @@ from sightline.contracts import Descriptors
 from sightline.data.images import BadFiles
 from sightline.data.judged import Judged, read_benchmark, with_distractors
 from sightline.data.records import read_records
-from sightline.evaluate.measured import measure
-from sightline.evaluate.trials import judged_trial
+from sightline.evaluation.measured import measure
+from sightline.evaluation.trials import judged_trial
 from sightline.nn import model_folder
 from sightline.search.embed import embed_records
 from sightline.search.rerank import parse

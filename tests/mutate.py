@@ -28,7 +28,7 @@ DIED = {"killed", "timeout", "segfault", "caught by type check"}
 
 
 def function_of(name: str) -> str:
-    """Return ``module.function`` of a mutant's name, such as sightline.train.loop.Loop._step."""
+    """Return ``module.function`` of a mutant's name, such as sightline.training.loop.Loop._step."""
     module, _, key = name.partition("__mutmut_")[0].rpartition(".")
     return f"{module}.{key.removeprefix('xǁ').replace('ǁ', '.') if 'ǁ' in key else key.removeprefix('x_')}"
 

@@ -74,9 +74,9 @@ SAMPLERS = {
 }
 
 VALIDATIONS = {
-    "unseen-classes": "sightline.evaluate.validation:UnseenClasses",
-    "held-out-images": "sightline.evaluate.validation:HeldOutImages",
-    "knn": "sightline.evaluate.validation:NearestNeighbours",
+    "unseen-classes": "sightline.evaluation.validation:UnseenClasses",
+    "held-out-images": "sightline.evaluation.validation:HeldOutImages",
+    "knn": "sightline.evaluation.validation:NearestNeighbours",
 }
 
 DATASETS = {
@@ -89,18 +89,18 @@ DATASETS = {
 }
 
 PROTOCOLS = {
-    "auto": "sightline.evaluate.retrieval:Auto",
-    "leave-one-out": "sightline.evaluate.retrieval:LeaveOneOut",
-    "query-gallery": "sightline.evaluate.retrieval:QueryGallery",
-    "cross-camera": "sightline.evaluate.retrieval:CrossCamera",
-    "accuracy": "sightline.evaluate.classified:ByAccuracy",
-    "davis": "sightline.evaluate.dense.davis:DavisProtocol",
-    "in-context": "sightline.evaluate.dense.incontext:InContext",
-    "segment": "sightline.evaluate.dense.segment:Segment",
-    "segment-linear": "sightline.evaluate.dense.segment_probe:SegmentLinear",
-    "segment-knn": "sightline.evaluate.dense.segment_knn:SegmentKnn",
-    "detect": "sightline.evaluate.dense.detect:Detect",
-    "detect-coco": "sightline.evaluate.dense.detect:coco_schedule",
+    "auto": "sightline.evaluation.retrieval:Auto",
+    "leave-one-out": "sightline.evaluation.retrieval:LeaveOneOut",
+    "query-gallery": "sightline.evaluation.retrieval:QueryGallery",
+    "cross-camera": "sightline.evaluation.retrieval:CrossCamera",
+    "accuracy": "sightline.evaluation.classified:ByAccuracy",
+    "davis": "sightline.evaluation.dense.davis:DavisProtocol",
+    "in-context": "sightline.evaluation.dense.incontext:InContext",
+    "segment": "sightline.evaluation.dense.segment:Segment",
+    "segment-linear": "sightline.evaluation.dense.segment_probe:SegmentLinear",
+    "segment-knn": "sightline.evaluation.dense.segment_knn:SegmentKnn",
+    "detect": "sightline.evaluation.dense.detect:Detect",
+    "detect-coco": "sightline.evaluation.dense.detect:coco_schedule",
 }
 
 BENCHMARKS = {

@@ -21,7 +21,7 @@ from PIL import Image, ImageEnhance
 from sightline import runtime
 from sightline.contracts import Hits
 from sightline.errors import ModelError, UsageError, explain_os_error
-from sightline.evaluate.evaluation import Evaluation
+from sightline.evaluation.evaluation import Evaluation
 from sightline.html import Number, Page, Picture
 from sightline.nn import model_folder
 from sightline.nn.backbone import hub_is_reachable

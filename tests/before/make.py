@@ -152,7 +152,7 @@ def fingerprint(model: Path) -> str:
 @contextlib.contextmanager
 def half_way(out: Path, kept: Path | None) -> Iterator[None]:
     """Copy the run as it was when its first checkpoint had been written."""
-    from sightline.train import checkpoint
+    from sightline.training import checkpoint
 
     save = checkpoint.save
 

@@ -18,7 +18,7 @@ from sightline.nn.collapse import PATIENCE
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Recipe
 from sightline.settings import from_plain, override, recipe_hash, to_plain
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 
 TINY = ["backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=16,num_heads=2", "weights=random", "image_px=16"]
 BATCH = ["classes_per_batch=2", "images_per_class=2"]

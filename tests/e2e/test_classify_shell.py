@@ -13,7 +13,7 @@ from PIL import Image
 
 from sightline.cli.main import main
 from sightline.nn.model_folder import load
-from sightline.train import checkpoint
+from sightline.training import checkpoint
 
 SETTINGS = [
     "backbone=vit_tiny_patch16_224", "backbone_args=patch_size=8,depth=2,embed_dim=32,num_heads=2", "image_px=16", "images_per_batch=8", "lr=0.003",
@@ -87,7 +87,7 @@ def test_fine_tuning_without_weights_says_which_to_give(photos: Path, tmp_path: 
 
 
 def test_going_on_equals_never_having_stopped(run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sightline.train.loop import Loop
+    from sightline.training.loop import Loop
 
     step = Loop._step
 

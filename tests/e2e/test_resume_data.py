@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sightline.cli.main import main
-from sightline.train import checkpoint
+from sightline.training import checkpoint
 
 NET = [
     "backbone=vit_tiny_patch16_224",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.cli.main import main
 from sightline.nn.model_folder import load
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 from sightline.workflows import training
 
 

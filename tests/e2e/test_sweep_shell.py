@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.cli.main import main
 from sightline.nn import model_folder
-from sightline.train import loop
+from sightline.training import loop
 from sightline.workflows import training
 
 SETTINGS = [

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sightline.cli.main import main
-from sightline.train.loop import Loop
+from sightline.training.loop import Loop
 
 NUM_PLACES = 9
 SETTINGS = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.train import checkpoint
+from sightline.training import checkpoint
 
 SETTINGS = [
     "backbone_args=patch_size=4,depth=2,embed_dim=16,num_heads=2", "image_px=16", "steps=6", "log_every=1", "workers=0", "clip_norm=1",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sightline.cli.main import main
 from sightline.nn import model_folder
-from sightline.train import checkpoint
+from sightline.training import checkpoint
 
 ARGS = "backbone_args=patch_size=4,depth=2,embed_dim=16,num_heads=2,class_token=false,final_norm=false,global_pool="
 TINY = ["backbone=vit_tiny_patch16_224", ARGS, "image_px=16", "images_per_batch=4", "workers=0", "steps=2", "warmup_steps=0"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.evaluate.dense import jandf, propagation
-from sightline.evaluate.dense.davis import DINO_STD, Frames, frame_size, stretch
+from sightline.evaluation.dense import jandf, propagation
+from sightline.evaluation.dense.davis import DINO_STD, Frames, frame_size, stretch
 from sightline.recipe import IMAGENET_MEAN, ImageSpec
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.evaluate import metrics
+from sightline.evaluation import metrics
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "metrics_pml_oml.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, enqueued,
 from sightline.methods.unlabelled import to_one
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
-from sightline.train.optim import build_optimizer
+from sightline.training.optim import build_optimizer
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "selfpatch.json").read_text(encoding="utf-8"))["moby"]

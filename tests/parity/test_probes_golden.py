@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.evaluate import probes
+from sightline.evaluation import probes
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "probes.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ import pytest
 
 from sightline.contracts import Ranking
 from sightline.data.judged import Judgements
-from sightline.evaluate import metrics
-from sightline.evaluate.ranks import exact_ranks, ranks_in
+from sightline.evaluation import metrics
+from sightline.evaluation.ranks import exact_ranks, ranks_in
 from sightline.search.neighbours import nearest
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.evaluate.dense.incontext import label_shares, rare_first, transfer
-from sightline.evaluate.dense.segmenting import patches_of
+from sightline.evaluation.dense.incontext import label_shares, rare_first, transfer
+from sightline.evaluation.dense.segmenting import patches_of
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "segmentation.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from sightline.nn.class_attention import ClassAttention, closest_neighbours, win
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, TrainSpec
-from sightline.train.optim import clip_each, decay_at
+from sightline.training.optim import clip_each, decay_at
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "golden" / "selfpatch.json").read_text(encoding="utf-8"))

@@ -12,8 +12,8 @@ from PIL import Image
 from sightline.data.images import BadFiles
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError, ModelError
-from sightline.evaluate.accuracy import Guesses, guess, measure_accuracy
-from sightline.evaluate.accuracy_report import accuracy_page
+from sightline.evaluation.accuracy import Guesses, guess, measure_accuracy
+from sightline.evaluation.accuracy_report import accuracy_page
 from sightline.nn.classifier import Classifier
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec

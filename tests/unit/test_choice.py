@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sightline.train.choice import Validation, paired_gain
+from sightline.training.choice import Validation, paired_gain
 
 
 def scored(*scores: float, recall: tuple[float, ...] = ()) -> Validation:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import UsageError
-from sightline.evaluate import compare_report
-from sightline.evaluate.compare_report import Run
+from sightline.evaluation import compare_report
+from sightline.evaluation.compare_report import Run
 from sightline.workflows.comparing import compare
 
 

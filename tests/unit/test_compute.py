@@ -14,8 +14,8 @@ from sightline.data.records import of_labels
 from sightline.methods.irt import IRT, IRTRecipe
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
-from sightline.train.compute import Compute
-from sightline.train.loop import Loop, Progress
+from sightline.training.compute import Compute
+from sightline.training.loop import Loop, Progress
 
 B, PX, PATCH, DEPTH, D, HIDDEN = 4, 16, 8, 2, 16, 64
 NUM_PATCHES = (PX // PATCH) ** 2

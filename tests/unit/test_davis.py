@@ -14,8 +14,8 @@ from sightline.contracts import Tokens
 from sightline.data.images import BadFiles, BadImage
 from sightline.data.sets import davis
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense.davis import frame_size, overlay, stretch
-from sightline.evaluate.protocol import parse
+from sightline.evaluation.dense.davis import frame_size, overlay, stretch
+from sightline.evaluation.protocol import parse
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 

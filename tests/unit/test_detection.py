@@ -23,8 +23,8 @@ from sightline.data.images import BadFiles
 from sightline.data.instances import Sizing, training_batches
 from sightline.data.sets.coco import Annotated, Polygons
 from sightline.errors import UsageError
-from sightline.evaluate.dense.average_precision import NAMES, Found, average_precision
-from sightline.evaluate.dense.detect import Detect as Protocol
+from sightline.evaluation.dense.average_precision import NAMES, Found, average_precision
+from sightline.evaluation.dense.detect import Detect as Protocol
 from sightline.methods.detect import Detect
 from sightline.nn.detector import Anchors, Detector, _roi_pool, paste
 from sightline.nn.encoder import Encoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sightline.evaluate import figures
-from sightline.evaluate.run import Separation
+from sightline.evaluation import figures
+from sightline.evaluation.run import Separation
 from sightline.lens import draw
 
 

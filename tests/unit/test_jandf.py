@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sightline.evaluate.dense.jandf import boundary, contour, course, dilate, region
+from sightline.evaluation.dense.jandf import boundary, contour, course, dilate, region
 
 
 def mask(*rows: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from sightline.data.layout import split_named
 from sightline.data.reading import read_data
 from sightline.data.records import Records, read_records
 from sightline.errors import DataError
-from sightline.evaluate.protocols import leave_one_out, require_several
+from sightline.evaluation.protocols import leave_one_out, require_several
 
 
 def tree(root: Path, *paths: str) -> Path:

@@ -21,10 +21,10 @@ from sightline.methods.irt import IRT, IRTRecipe
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
-from sightline.train import checkpoint
-from sightline.train.choice import Validation
-from sightline.train.loop import Loop
-from sightline.train.optim import build_optimizer, rate_at
+from sightline.training import checkpoint
+from sightline.training.choice import Validation
+from sightline.training.loop import Loop
+from sightline.training.optim import build_optimizer, rate_at
 
 TINY = ModelSpec(
     backbone="vit_tiny_patch16_224",

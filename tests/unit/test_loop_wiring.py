@@ -31,9 +31,9 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.settings import override
-from sightline.train import checkpoint
-from sightline.train.choice import Validation
-from sightline.train.loop import Loop
+from sightline.training import checkpoint
+from sightline.training.choice import Validation
+from sightline.training.loop import Loop
 
 CPU = torch.device("cpu")
 STEPS = 6

@@ -10,8 +10,8 @@ import pytest
 
 from sightline.data.records import Records
 from sightline.errors import UsageError
-from sightline.evaluate.parts import part_to_measure
-from sightline.evaluate.retrieval import _FILES_OF, require_class_folders
+from sightline.evaluation.parts import part_to_measure
+from sightline.evaluation.retrieval import _FILES_OF, require_class_folders
 
 
 @pytest.mark.parametrize("pattern", sorted(_FILES_OF))

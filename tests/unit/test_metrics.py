@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.evaluate import counting, metrics
-from sightline.evaluate.metrics import PositiveRanks, positive_ranks
+from sightline.evaluation import counting, metrics
+from sightline.evaluation.metrics import PositiveRanks, positive_ranks
 from sightline.search.neighbours import RowBlock
 
 LINE = np.array([0.0, 0.1, 0.25, 0.9, 1.1], np.float32)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sightline.evaluate.parts import classes_of_run
+from sightline.evaluation.parts import classes_of_run
 from sightline.nn.model_folder import write_text
 from sightline.workflows.embedding import embed
 

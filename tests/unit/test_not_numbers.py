@@ -19,8 +19,8 @@ from sightline.cli.main import main
 from sightline.data.images import BadFiles
 from sightline.data.records import read_records
 from sightline.errors import IndexStoreError, ModelError
-from sightline.evaluate import metrics, probes
-from sightline.evaluate.accuracy import measure_accuracy
+from sightline.evaluation import metrics, probes
+from sightline.evaluation.accuracy import measure_accuracy
 from sightline.index.base import Index, Item
 from sightline.nn import model_folder
 from sightline.nn.classifier import Classifier

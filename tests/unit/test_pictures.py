@@ -12,7 +12,7 @@ from PIL import Image
 
 import sightline
 from sightline.errors import DataError, IndexStoreError
-from sightline.evaluate.ranks import positive_ranks
+from sightline.evaluation.ranks import positive_ranks
 from sightline.index.base import Index, Item
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder

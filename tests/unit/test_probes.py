@@ -11,7 +11,7 @@ import pytest
 from sightline.data.division import images_to_hold_out, share_of_images
 from sightline.data.records import Records
 from sightline.errors import DataError
-from sightline.evaluate import probes
+from sightline.evaluation import probes
 from sightline.workflows.transferring import divide
 
 

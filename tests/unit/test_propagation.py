@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sightline.evaluate.dense.propagation import Propagation
+from sightline.evaluation.dense.propagation import Propagation
 
 EYE = torch.eye(4)
 

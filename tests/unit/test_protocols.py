@@ -15,10 +15,10 @@ from sightline.contracts import Descriptors
 from sightline.data.judged import Judged, Judgements
 from sightline.data.records import Records
 from sightline.errors import DataError, UsageError
-from sightline.evaluate import protocols, run, trials
-from sightline.evaluate.measured import Measured, measure
-from sightline.evaluate.protocol import parse
-from sightline.evaluate.ranks import SameLabel
+from sightline.evaluation import protocols, run, trials
+from sightline.evaluation.measured import Measured, measure
+from sightline.evaluation.protocol import parse
+from sightline.evaluation.ranks import SameLabel
 
 
 def records_of(labels: list[int] | None, splits: list[str] | None = None, num: int | None = None) -> Records:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sightline.contracts import Ranking
 from sightline.data.judged import Judgements
-from sightline.evaluate import metrics
-from sightline.evaluate.ranks import NOT_FOUND, PositiveRanks, SameLabel, exact_ranks, ranks_in
+from sightline.evaluation import metrics
+from sightline.evaluation.ranks import NOT_FOUND, PositiveRanks, SameLabel, exact_ranks, ranks_in
 from sightline.search.neighbours import nearest
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)

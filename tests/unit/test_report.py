@@ -11,9 +11,9 @@ from PIL import Image
 from sightline.contracts import Descriptors
 from sightline.data.records import Records
 from sightline.data.thumbnails import readable_thumbnail
-from sightline.evaluate import protocols, report
-from sightline.evaluate.measured import Measured, measure
-from sightline.evaluate.trials import label_trial
+from sightline.evaluation import protocols, report
+from sightline.evaluation.measured import Measured, measure
+from sightline.evaluation.trials import label_trial
 
 
 def scene(num_classes: int, per_class: int, noise: float, splits: tuple[str, ...] | None = None) -> report.Collection:

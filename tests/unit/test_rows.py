@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sightline.data.records import Records
-from sightline.train.rows import changes, digest, rows_of
+from sightline.training.rows import changes, digest, rows_of
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from sightline.data.records import of_labels
 from sightline.data.segments import Cutting, resized_short, training_crops
 from sightline.data.sets.segmentation import VOID, SegmentationSet, read
 from sightline.errors import DataError, ModelError, RecipeError, UsageError
-from sightline.evaluate.dense.segment import Segment as Protocol
-from sightline.evaluate.dense.segment import labeller
+from sightline.evaluation.dense.segment import Segment as Protocol
+from sightline.evaluation.dense.segment import labeller
 from sightline.methods.segment import Segment, SegmentRecipe, pixel_cross_entropy
 from sightline.nn import model_folder, projection
 from sightline.nn.encoder import Encoder, with_scales_of
@@ -29,7 +29,7 @@ from sightline.nn.pyramid import Levels
 from sightline.nn.segmenter import Segmenter, SegmenterSpec
 from sightline.recipe import ImageSpec, ModelSpec, TrainSpec
 from sightline.settings import override
-from sightline.train.optim import rate_at
+from sightline.training.optim import rate_at
 from sightline.workflows import training
 from sightline.workflows.segmenting import read_lesson
 

@@ -18,13 +18,13 @@ from sightline.data.images import BadFiles
 from sightline.data.segments import Cutting, distorted, nearest_size
 from sightline.data.sets.segmentation import VOID
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense import incontext, segmenting
-from sightline.evaluate.dense.incontext import crop, label_shares, rare_first, transfer
-from sightline.evaluate.dense.miou import Confusion
-from sightline.evaluate.dense.segment_knn import closest_rows, commonest, filled_in, vote
-from sightline.evaluate.dense.segment_probe import Shuffled, linear_head, rate, slide, starts
-from sightline.evaluate.dense.segmenting import classes_at, colour, joined, painted, patches_of
-from sightline.evaluate.protocol import parse
+from sightline.evaluation.dense import incontext, segmenting
+from sightline.evaluation.dense.incontext import crop, label_shares, rare_first, transfer
+from sightline.evaluation.dense.miou import Confusion
+from sightline.evaluation.dense.segment_knn import closest_rows, commonest, filled_in, vote
+from sightline.evaluation.dense.segment_probe import Shuffled, linear_head, rate, slide, starts
+from sightline.evaluation.dense.segmenting import classes_at, colour, joined, painted, patches_of
+from sightline.evaluation.protocol import parse
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
 

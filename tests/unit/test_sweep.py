@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sightline import catalog
 from sightline.cli.main import repeat_options
 from sightline.errors import RecipeError, UsageError
-from sightline.evaluate import sweep_report
-from sightline.evaluate.sweep_report import Result, Spread
+from sightline.evaluation import sweep_report
+from sightline.evaluation.sweep_report import Result, Spread
 from sightline.recipe import TrainSpec
 from sightline.settings import override
 from sightline.sweep import Sweep, Variant, axes, grid, parse_grid, run_name

@@ -13,9 +13,9 @@ from sightline.contracts import Descriptors, Ranking
 from sightline.data.judged import Judged, Judgements, with_distractors
 from sightline.data.records import Records
 from sightline.errors import DataError
-from sightline.evaluate import protocols, report
-from sightline.evaluate.measured import measure
-from sightline.evaluate.trials import groups_of, judged_trial, label_trial, taken
+from sightline.evaluation import protocols, report
+from sightline.evaluation.measured import measure
+from sightline.evaluation.trials import groups_of, judged_trial, label_trial, taken
 
 
 def rows(*values: int) -> np.ndarray:

@@ -15,11 +15,11 @@ from sightline.data.images import BadFiles
 from sightline.data.records import Records
 from sightline.data.samplers import PK
 from sightline.errors import DataError
-from sightline.evaluate.validation import HeldOutImages, NearestNeighbours, Parts, UnseenClasses
+from sightline.evaluation.validation import HeldOutImages, NearestNeighbours, Parts, UnseenClasses
 from sightline.methods.irt import IRTRecipe
 from sightline.nn.encoder import Encoder
 from sightline.recipe import Recipe
-from sightline.train.card import model_card
+from sightline.training.card import model_card
 from sightline.workflows.training import named_recipe
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import DataError, UsageError, explain_os_error, nearest
-from sightline.evaluate import compare_report
-from sightline.evaluate.compare_report import Run
+from sightline.evaluation import compare_report
+from sightline.evaluation.compare_report import Run
 from sightline.nn import model_folder
 
 

@@ -10,8 +10,8 @@ from sightline import runtime
 from sightline.data.images import BAD_FILES_NAME, BadFiles
 from sightline.data.sets import segmentation
 from sightline.errors import explain_os_error
-from sightline.evaluate.evaluation import Evaluation
-from sightline.evaluate.protocol import Options, Protocol, parse
+from sightline.evaluation.evaluation import Evaluation
+from sightline.evaluation.protocol import Options, Protocol, parse
 from sightline.html import Page
 from sightline.nn import model_folder
 from sightline.runtime import Precision
@@ -40,7 +40,7 @@ def evaluate(
     ``protocol`` names a row of the catalog's PROTOCOLS or BENCHMARKS, with settings (``davis,context=7``). ``auto`` is retrieval by labels, and
     segmentation where the model has a segmenter and the data masks. ``split`` auto measures the test split (or query and gallery) where there
     is one; else, for a model whose run tells its training classes, the classes that training did not use; else everything. The other options
-    are those of ``evaluate.protocol.Options``; a protocol refuses the ones that it does not use.
+    are those of ``evaluation.protocol.Options``; a protocol refuses the ones that it does not use.
 
     Raises:
         UsageError: the model or data cannot be read, an option does not suit the protocol, or nothing can be measured.

@@ -20,7 +20,7 @@ from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
 from sightline.errors import UsageError, explain_os_error
-from sightline.evaluate.parts import classes_of_run
+from sightline.evaluation.parts import classes_of_run
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder, headless, with_scales_of
 from sightline.nn.reduction import fit_reduction, label_pairs, require_enough
@@ -28,7 +28,7 @@ from sightline.progress import Bar
 from sightline.recipe import ModelSpec
 from sightline.search.embed import BATCH_SIZE
 from sightline.settings import override
-from sightline.train.card import head_card
+from sightline.training.card import head_card
 from sightline.workflows.common import write_bad_files
 
 FIT_LIMIT = 65_536

@@ -24,10 +24,10 @@ from sightline.nn import model_folder
 from sightline.nn.encoder import headless
 from sightline.recipe import Recipe
 from sightline.settings import difference, from_plain, override, recipe_hash, to_plain
-from sightline.train import checkpoint
-from sightline.train.card import model_card
-from sightline.train.loop import Progress
-from sightline.train.rows import changes, rows_of
+from sightline.training import checkpoint
+from sightline.training.card import model_card
+from sightline.training.loop import Progress
+from sightline.training.rows import changes, rows_of
 from sightline.workflows.reducing import fit_head
 
 log = logging.getLogger(__name__)

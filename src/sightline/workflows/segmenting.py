@@ -17,18 +17,18 @@ from sightline.data.records import Records, of_labels
 from sightline.data.segments import training_crops
 from sightline.data.sets.segmentation import Layout, Pair, SegmentationSet, read, require_several_classes, spread
 from sightline.errors import DataError, UsageError
-from sightline.evaluate.dense.segment import labeller
-from sightline.evaluate.dense.segmenting import Bench, count
+from sightline.evaluation.dense.segment import labeller
+from sightline.evaluation.dense.segmenting import Bench, count
 from sightline.methods.base import Measure
 from sightline.methods.segment import Segment, SegmentRecipe
 from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder
 from sightline.nn.segmenter import Segmenter
 from sightline.recipe import Recipe
-from sightline.train import checkpoint
-from sightline.train.choice import Validate, Validation
-from sightline.train.loop import Loop
-from sightline.train.parallel import process_group
+from sightline.training import checkpoint
+from sightline.training.choice import Validate, Validation
+from sightline.training.loop import Loop
+from sightline.training.parallel import process_group
 from sightline.workflows import run_folder, training
 from sightline.workflows.common import write_bad_files
 

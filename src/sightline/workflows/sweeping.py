@@ -14,10 +14,10 @@ from sightline.data.images import BadFiles
 from sightline.data.reading import read_data
 from sightline.data.sets import segmentation
 from sightline.errors import TrainingError, UsageError, explain_os_error, nearest
-from sightline.evaluate import sweep_report
-from sightline.evaluate.classified import require_split
-from sightline.evaluate.protocol import parse
-from sightline.evaluate.sweep_report import Result
+from sightline.evaluation import sweep_report
+from sightline.evaluation.classified import require_split
+from sightline.evaluation.protocol import parse
+from sightline.evaluation.sweep_report import Result
 from sightline.methods.base import Method
 from sightline.methods.segment import SegmentRecipe
 from sightline.nn import model_folder
@@ -25,8 +25,8 @@ from sightline.progress import duration
 from sightline.recipe import Recipe
 from sightline.settings import full_path, recipe_hash
 from sightline.sweep import Sweep, Variant, grid, parse_grid, run_name
-from sightline.train import checkpoint
-from sightline.train.rows import digest, rows_of
+from sightline.training import checkpoint
+from sightline.training.rows import digest, rows_of
 from sightline.workflows import evaluating, segmenting, training
 
 USUAL_METRICS = ("recall@1", "map@r", "accuracy@1", "j&f", "miou")

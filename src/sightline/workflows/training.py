@@ -17,16 +17,16 @@ from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.data.samplers import Sampling
 from sightline.errors import UsageError
-from sightline.evaluate.validation import HoldOut, Parts
+from sightline.evaluation.validation import HoldOut, Parts
 from sightline.methods.base import Measure, Method
 from sightline.nn import model_folder, own_input
 from sightline.nn.collectives import barrier
 from sightline.nn.encoder import Encoder, headless
 from sightline.recipe import DataSpec, Recipe
 from sightline.settings import override
-from sightline.train import checkpoint
-from sightline.train.loop import Epochs, Loop, Progress
-from sightline.train.parallel import process_group
+from sightline.training import checkpoint
+from sightline.training.loop import Epochs, Loop, Progress
+from sightline.training.parallel import process_group
 from sightline.workflows.common import write_bad_files
 from sightline.workflows.expecting import foretell
 from sightline.workflows.reducing import require_head
@@ -69,7 +69,7 @@ def train(
     ``recipe`` may be a name of the catalog, and ``settings`` are its ``key=value``, such as ``steps=500``.
     ``resume`` goes on where the run in ``out`` stopped; ``after`` names a run that a new one goes on from, with the steps it has done.
 
-    The split called val chooses the model; where there is none, a part of the training split is held out (see ``evaluate.validation``). A test
+    The split called val chooses the model; where there is none, a part of the training split is held out (see ``evaluation.validation``). A test
     split is never touched.
 
     Raises:

@@ -18,9 +18,9 @@ from sightline.data.images import BadFiles
 from sightline.data.reading import read_data
 from sightline.data.records import Records
 from sightline.errors import DataError, explain_os_error
-from sightline.evaluate import probes
-from sightline.evaluate.accuracy import guess
-from sightline.evaluate.ranks import DoubleArray
+from sightline.evaluation import probes
+from sightline.evaluation.accuracy import guess
+from sightline.evaluation.ranks import DoubleArray
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.runtime import Precision
