@@ -39,7 +39,7 @@ check: .venv/.installed  ## lint, formatting, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/.installed  ## put the code into the house's form
+format: .venv/.installed  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -25,7 +25,7 @@ from embed import make_encoder
 def passes(encoder: Any, images: Any, batch_size: int) -> dict[str, Callable[[], object]]:
     import torch
 
-    from sightline.lens.attention import watching
+    from sightline.lens.attention import attention_hooks
     from sightline.lens.distance import DistanceMeter
     from sightline.lens.layers import walk
 
@@ -38,7 +38,7 @@ def passes(encoder: Any, images: Any, batch_size: int) -> dict[str, Callable[[],
 
     def distance() -> None:
         meter = DistanceMeter(encoder)
-        with torch.inference_mode(), watching(encoder, meter.see):
+        with torch.inference_mode(), attention_hooks(encoder, meter.see):
             for _, part in batches:
                 meter.begin(len(part))
                 encoder(part)

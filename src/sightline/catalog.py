@@ -1,4 +1,4 @@
-"""Every name of the house and where it lives: plain tables of ``name -> "module:object"``, to read and to grep.
+"""Every name of the catalog and where it lives: plain tables of ``name -> "module:object"``, to read and to grep.
 
 A plug-in adds a name through an entry point of the group ``sightline.<table>``; a built-in name wins over a plug-in's.
 """

@@ -199,7 +199,7 @@ class DataSpec:
     negatives: int = only_under("tuples", default=5)  # negatives a tuple
     query_size: int = only_under("tuples", default=2_000)  # tuples an epoch
     pool_size: int = only_under("tuples", default=22_000)  # images that an epoch's negatives are mined from
-    # Share of the training classes, at least two, held out to choose the model; of two or three classes, and to classify, of each one's images.
+    # Fraction held out for model selection: of the classes (at least two); of two or three classes, and in classification, of each one's images.
     validation: float = 0.1
     share: float = 1.0  # of each class's images, to learn from: a smaller share is a part of every larger one
     workers: int = -1  # loader processes; -1 is one per core, at most 8, and none where two cores or fewer do the training too
@@ -238,7 +238,7 @@ class TrainSpec:
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: float = 3e-5
     weight_decay: float = 5e-4
-    weight_decay_growth: float = 1.0  # by a cosine, the weight decay ends at this times its beginning
+    weight_decay_growth: float = 1.0  # final weight decay / initial weight decay (cosine)
     layer_decay: float = 1.0  # each block's learning rate is this times that of the block above it
     warmup_steps: int = 0
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"  # linear falls from step 0 on, under the warm-up too

@@ -1,4 +1,4 @@
-"""Device, dtype, seed, rank: the machine as the rest of the house sees it; the only reader of environment variables."""
+"""Device, dtype, seed, rank: the machine as the rest of the project sees it; the only reader of environment variables."""
 
 from __future__ import annotations
 

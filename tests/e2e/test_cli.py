@@ -315,7 +315,7 @@ MISTAKES: list[tuple[Sequence[str], str]] = [
     (["evaluate", "MISSING", "--data", "PHOTOS"], "no model at"),
     (["evaluate", "PHOTOS", "--data", "PHOTOS"], "is not a model folder: it has no config.json"),
     (["index", "OUT", "--images", "PHOTOS"], "say which model embeds with --model"),
-    (["index", "OUT", "--model", "RUN"], "what shall be done?"),
+    (["index", "OUT", "--model", "RUN"], "nothing to do:"),
     (["index", "PHOTOS", "--info"], "no index at"),
     (["search", "MISSING", "--image", "PICTURE"], "no index at"),
     (["search", "INDEX", "--image", "MISSING"], "MISSING' cannot be read as an image: "),

@@ -80,7 +80,7 @@ def test_every_mistake_is_one_line(work: Path, tmp_path: Path, capsys: pytest.Ca
         (("search", regions, "--image", query, "--rerank", "k-reciprocal"), "leave out the re-ranker"),
         (("index", whole, "--images", work / "photos", "--patches"), "is an index of whole images: choose a new folder"),
         (("index", regions, "--images", work / "photos", "--short-px", "96"), "holds the patches of images at 32 px, not 96"),
-        (("index", tmp_path / "new", "--patches"), "what shall be done?"),
+        (("index", tmp_path / "new", "--patches"), "nothing to do:"),
     ]  # fmt: skip
     for arguments, reason in mistakes:
         code, _, err = run(capsys, *arguments)

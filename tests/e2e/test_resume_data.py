@@ -113,7 +113,7 @@ def test_a_checkpoint_of_before_that_does_not_fit_the_data_is_one_line(
     state = checkpoint.load(run)
     assert state is not None
     del state["rows"]
-    state["method"]["objective.memory_vectors"] = torch.cat([state["method"]["memory_vectors"]] * 2)
+    state["method"]["objective.memory_vectors"] = torch.cat([state["method"]["objective.memory_vectors"]] * 2)
     checkpoint.save(run, state)
     assert train("irt/small memory", photos, run, "--resume") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: the checkpoint in ")

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from sightline.contracts import Batch
-from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, enqueued, two_crops
-from sightline.methods.unlabelled import to_one
+from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, ring_write, two_crops
+from sightline.methods.self_supervised import cosine_to_one
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
 from sightline.training.optim import build_optimizer
@@ -129,13 +129,13 @@ def test_contrastive_loss_and_its_gradient():
 
 
 def test_momentum_by_steps():
-    assert [to_one(0.99, step, 6) for step in range(6)] == pytest.approx(GOLDEN["schedules"]["momentum"], rel=1e-8)
+    assert [cosine_to_one(0.99, step, 6) for step in range(6)] == pytest.approx(GOLDEN["schedules"]["momentum"], rel=1e-8)
 
 
 def test_the_queue_turns_as_theirs():
     queue, start = unit("queue1", OUT, 6, dim=0).T, torch.tensor(0)
     for number, expected in enumerate(GOLDEN["queue_updates"], start=1):
-        queue, start = enqueued(queue, start, torch.full((2, OUT), float(number), dtype=torch.float64))
+        queue, start = ring_write(queue, start, torch.full((2, OUT), float(number), dtype=torch.float64))
         assert int(start) == expected["pointer"]
         np.testing.assert_allclose(queue[:, 0], expected["row"], rtol=1e-8)
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from sightline.contracts import Batch
 from sightline.errors import ModelError
-from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe, image_loss, patch_loss, rising, teacher_answers
-from sightline.methods.unlabelled import PATCHES_ALONE, to_one
+from sightline.methods.self_supervised import PATCHES_ALONE, cosine_to_one
+from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe, image_loss, linear_ramp, patch_loss, teacher_answers
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
 from sightline.nn.encoder import Encoder
 from sightline.nn.projection import PrototypeHead
@@ -127,7 +127,7 @@ def test_the_losses_and_centres_of_dino_are_theirs() -> None:
     center = torch.zeros(64, dtype=torch.float64)
     for step, golden in enumerate(GOLDEN["dino"]["loss"]["float64"]):
         epoch = golden["epoch"]
-        assert rising(0.04, 0.07, epoch, 3) == pytest.approx(golden["teacher_temperature"], rel=1e-8), step
+        assert linear_ramp(0.04, 0.07, epoch, 3) == pytest.approx(golden["teacher_temperature"], rel=1e-8), step
         student = made(f"student {epoch}", 10, 64).requires_grad_()
         teacher = made(f"teacher {epoch}", 4, 64).unflatten(0, (2, 2))
         value = image_loss(student.unflatten(0, (5, 2)) / 0.1, teacher_answers(teacher, center, golden["teacher_temperature"]))
@@ -156,7 +156,7 @@ def test_the_patch_losses_of_selfpatch_are_theirs() -> None:
 def test_the_schedules_are_theirs() -> None:
     golden = GOLDEN["dino"]["schedules"]
     steps = range(20)
-    assert [to_one(0.996, step, 20) for step in steps] == pytest.approx(golden["momentum"]["values"], rel=1e-8)
+    assert [cosine_to_one(0.996, step, 20) for step in steps] == pytest.approx(golden["momentum"]["values"], rel=1e-8)
     spec = TrainSpec(steps=20, weight_decay=0.04, weight_decay_growth=10.0)
     assert [0.04 * decay_at(step, spec) for step in steps] == pytest.approx(golden["weight_decay"]["values"], rel=1e-8)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from sightline.errors import ModelError
 from sightline.lens import distance
-from sightline.lens.attention import AttentionCall, residual_flow, watching
+from sightline.lens.attention import AttentionCall, attention_hooks, residual_flow
 from sightline.lens.distance import DistanceMeter, apart_px, mean_distance_px
 from sightline.nn.encoder import Encoder
 from sightline.recipe import ImageSpec, ModelSpec
@@ -32,7 +32,7 @@ def make(backbone: str = "vit_tiny_patch16_224", px: int = 32, **arguments: Any)
 
 def measured(encoder: Encoder, images: torch.Tensor, batch_size: int) -> DistanceMeter:
     meter = DistanceMeter(encoder)
-    with torch.inference_mode(), watching(encoder, meter.see):
+    with torch.inference_mode(), attention_hooks(encoder, meter.see):
         for part in images.split(batch_size):
             meter.begin(len(part))
             encoder(part)
@@ -94,7 +94,7 @@ def test_equals_its_definition_in_float64(
     assert [block.attn.fused_attn for block in encoder.backbone.net.blocks] == [fused, fused], "the model is left as it was"
 
     calls: list[AttentionCall] = []
-    with torch.inference_mode(), watching(encoder.double(), calls.append):
+    with torch.inference_mode(), attention_hooks(encoder.double(), calls.append):
         encoder(images.double())
     side, num_prefix = px // (px // 4), encoder.backbone.num_prefix
     places = np.array([[row, column] for row in range(side) for column in range(side)]) * (px / side)
@@ -139,7 +139,7 @@ def test_where_there_is_no_distance_one_line_says_so(backbone: str, px: int, arg
 def test_the_kernel_answers_as_ever_while_it_is_watched() -> None:
     encoder, calls = make(**SMALL), []
     queries = torch.randn(1, 2, 5, 4)
-    with watching(encoder, calls.append):
+    with attention_hooks(encoder, calls.append):
         seen = F.scaled_dot_product_attention(queries, queries, queries, scale=0.3)
     torch.testing.assert_close(seen, F.scaled_dot_product_attention(queries, queries, queries, scale=0.3))
     assert [call.scale for call in calls] == [0.3]

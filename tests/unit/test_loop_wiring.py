@@ -25,8 +25,8 @@ from sightline.methods import moby, selfpatch
 from sightline.methods.base import Method
 from sightline.methods.irt import IRT, IRTRecipe
 from sightline.methods.moby import Moby, MobyRecipe
+from sightline.methods.self_supervised import cosine_to_one
 from sightline.methods.selfpatch import SelfPatch, SelfPatchRecipe
-from sightline.methods.unlabelled import to_one
 from sightline.nn import model_folder
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
@@ -267,7 +267,7 @@ def test_the_loop_keeps_dinos_last_layers_still_at_first_and_moves_the_teacher_a
     after = method.after_step
 
     def watched(step: int) -> None:
-        keep = to_one(0.9, step, 4)
+        keep = cosine_to_one(0.9, step, 4)
         pairs = zip(method.teacher.parameters(), method.student.parameters(), strict=True)
         expected.append([keep * slow.detach() + (1 - keep) * fast.detach() for slow, fast in pairs])
         after(step)

@@ -13,7 +13,17 @@ from sightline import catalog
 from sightline.contracts import Batch
 from sightline.errors import RecipeError
 from sightline.methods import moby
-from sightline.methods.moby import Moby, MobyRecipe, contrastive_loss, cosine_distance, enqueued, small, strided, swin_small, two_crops
+from sightline.methods.moby import (
+    Moby,
+    MobyRecipe,
+    contrastive_loss,
+    cosine_distance,
+    ring_write,
+    rotating_stride,
+    small,
+    swin_small,
+    two_crops,
+)
 from sightline.nn import backbone as backbones
 from sightline.nn.encoder import Encoder
 from sightline.recipe import DataSpec, ImageSpec, ModelSpec, TrainSpec
@@ -94,7 +104,7 @@ def test_a_queue_keeps_the_newest_keys_whatever_a_batch_has(num: int) -> None:
     for _ in range(4):
         keys = torch.arange(put, put + num, dtype=torch.float32)[None, :, None].expand(2, -1, -1)
         former = queue
-        queue, start = enqueued(queue, start, keys)
+        queue, start = ring_write(queue, start, keys)
         put += num
         assert queue is not former
         newest = set(range(max(0, put - 5), put))
@@ -104,12 +114,12 @@ def test_a_queue_keeps_the_newest_keys_whatever_a_batch_has(num: int) -> None:
 
 
 def test_sampled_rows_are_apart_and_turn_through_all() -> None:
-    assert strided(10, 3, 0).tolist() == [0, 3, 6]
-    assert strided(10, 99, 7).tolist() == list(range(10))
-    seen = torch.cat([strided(64, 16, step) for step in range(4)])
+    assert rotating_stride(10, 3, 0).tolist() == [0, 3, 6]
+    assert rotating_stride(10, 99, 7).tolist() == list(range(10))
+    seen = torch.cat([rotating_stride(64, 16, step) for step in range(4)])
     assert sorted(seen.tolist()) == list(range(64))
     # the halves of two processes are what one would take
-    assert torch.equal(torch.cat([strided(32, 8, 3), 32 + strided(32, 8, 3)]), strided(64, 16, 3))
+    assert torch.equal(torch.cat([rotating_stride(32, 8, 3), 32 + rotating_stride(32, 8, 3)]), rotating_stride(64, 16, 3))
 
 
 # --- keys and queues ------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from PIL import Image
 from sightline.contracts import Batch
 from sightline.errors import ModelError, RecipeError, TrainingError
 from sightline.methods import selfpatch
-from sightline.methods.selfpatch import SelfPatch, image_loss, rising, small
-from sightline.methods.unlabelled import to_one
+from sightline.methods.self_supervised import cosine_to_one
+from sightline.methods.selfpatch import SelfPatch, image_loss, linear_ramp, small
 from sightline.nn.class_attention import ClassAttention, closest_neighbours, window
-from sightline.nn.collapse import PATIENCE, Watch, feature_rank, spread
+from sightline.nn.collapse import PATIENCE, CollapseMonitor, feature_rank, spread
 from sightline.nn.encoder import Encoder
 from sightline.recipe import CropSpec
 from sightline.settings import override
@@ -110,7 +110,7 @@ def test_without_patches_a_run_is_dinos_written_out_plainly(pooling: str) -> Non
         loss.backward()
         plain.step()
         center = 0.9 * center + 0.1 * torch.cat(taught).mean(dim=0)
-        keep = to_one(0.9, step, 4)
+        keep = cosine_to_one(0.9, step, 4)
         with torch.no_grad():
             for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.copy_(keep * slow + (1 - keep) * fast)
@@ -228,10 +228,10 @@ def test_evaluation_moves_no_centre() -> None:
 
 
 def test_ramps() -> None:
-    assert [rising(0.0, 1.0, step, 3) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
-    assert rising(0.04, 0.07, 0, 0) == 0.07
-    assert to_one(0.9, 0, 10) == pytest.approx(0.9)
-    assert to_one(0.9, 10, 10) == pytest.approx(1.0)
+    assert [linear_ramp(0.0, 1.0, step, 3) for step in range(4)] == [0.0, 0.5, 1.0, 1.0]
+    assert linear_ramp(0.04, 0.07, 0, 0) == 0.07
+    assert cosine_to_one(0.9, 0, 10) == pytest.approx(0.9)
+    assert cosine_to_one(0.9, 10, 10) == pytest.approx(1.0)
 
 
 def test_spread_and_rank_tell_a_collapse() -> None:
@@ -246,14 +246,14 @@ def test_spread_and_rank_tell_a_collapse() -> None:
 
 
 def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> None:
-    watch, same, apart = Watch(5, 10), torch.ones(8, 4), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    watch, same, apart = CollapseMonitor(5, 10), torch.ones(8, 4), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     for step in range(5):
         watch.look(same, step)  # before the first step that counts
     for step in range(5, 5 + PATIENCE - 1):
         for _ in range(3):  # several batches of one step count once
             watch.look(same, step)
     assert watch.found == PATIENCE - 1
-    resumed = Watch(5, 10)
+    resumed = CollapseMonitor(5, 10)
     resumed.load_state_dict(watch.state_dict())
     watch.look(apart, 14)
     assert watch.found == 0
@@ -263,7 +263,7 @@ def test_a_collapse_ends_the_run_with_a_diagnosis_and_its_count_is_kept() -> Non
 
 def test_a_collapse_counts_from_whatever_step_and_is_told_with_what_may_help() -> None:
     for first in (0, 1, 2):
-        watch, same = Watch(0, 1), torch.ones(8, 4)
+        watch, same = CollapseMonitor(0, 1), torch.ones(8, 4)
         for step in range(first, first + PATIENCE - 1):
             watch.look(same, step)
         assert watch.found == PATIENCE - 1
@@ -272,11 +272,11 @@ def test_a_collapse_counts_from_whatever_step_and_is_told_with_what_may_help() -
 
 
 def test_a_watch_looks_at_the_first_step_and_at_those_that_are_logged() -> None:
-    assert [step for step in range(25) if Watch(0, 10).is_due(step)] == [0, 9, 19]
+    assert [step for step in range(25) if CollapseMonitor(0, 10).is_due(step)] == [0, 9, 19]
 
 
 def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
-    watch, apart = Watch(0, 1), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    watch, apart = CollapseMonitor(0, 1), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     for step in range(PATIENCE - 1):
         watch.look(apart, step, torch.tensor(1e-5))
     with pytest.raises(TrainingError, match="the teacher gives all images the same answer"):
@@ -294,7 +294,7 @@ def test_a_teacher_without_an_answer_is_a_collapse_too() -> None:
         (["head_hidden=0"], "must be positive"),
         (["teacher_temp_steps=-1"], "not negative"),
         (["images_per_batch=1"], "two or more a batch"),
-        (["flip=0"], "crops are varied by settings of their own"),
+        (["flip=0"], r"augment\.\* is ignored by crops"),
         (["layer_decay=0.5"], "all layers learn at one rate"),
     ],
 )

@@ -15,7 +15,7 @@ from sightline.data.records import Records
 from sightline.errors import DataError
 from sightline.evaluation import protocols, report
 from sightline.evaluation.measured import measure
-from sightline.evaluation.trials import groups_of, judged_trial, label_trial, taken
+from sightline.evaluation.trials import groups_of, judged_trial, label_trial, take_rows
 
 
 def rows(*values: int) -> np.ndarray:
@@ -95,9 +95,9 @@ def test_queries_that_share_a_positive_are_one_group():
 
 def test_neighbouring_vectors_are_taken_without_a_copy():
     vectors = np.arange(12, dtype=np.float32).reshape(6, 2)
-    assert np.shares_memory(taken(vectors, rows(2, 3, 4)), vectors)
-    assert taken(vectors, rows(4, 2)).tolist() == [[8, 9], [4, 5]]
-    assert taken(vectors, rows()).shape == (0, 2)
+    assert np.shares_memory(take_rows(vectors, rows(2, 3, 4)), vectors)
+    assert take_rows(vectors, rows(4, 2)).tolist() == [[8, 9], [4, 5]]
+    assert take_rows(vectors, rows()).shape == (0, 2)
 
 
 class Backwards:

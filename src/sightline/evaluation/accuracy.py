@@ -132,7 +132,7 @@ def classifier_targets(encoder: Encoder, records: Records) -> IntArray:
     strange = [records.class_names[label] for label in present if records.class_names[label] not in place]
     if strange or records.labels is None:
         raise DataError(
-            f"{len(strange):,} classes of {records.root} are none that the model learnt (such as '{strange[0] if strange else ''}'): "
+            f"{len(strange):,} classes of {records.root} are unknown to the classifier (such as '{strange[0] if strange else ''}'): "
             "accuracy is over the classes of its training; measure others by retrieval, without --protocol accuracy"
         )
     places = np.zeros(len(records.class_names), np.int64)

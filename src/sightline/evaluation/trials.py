@@ -62,8 +62,8 @@ def label_trial(descriptors: Descriptors, records: Records, rows: Rows) -> Trial
     return Trial(
         protocol=rows.name,
         records=records,
-        queries=taken(descriptors.vectors, queries),
-        gallery=taken(descriptors.vectors, gallery),
+        queries=take_rows(descriptors.vectors, queries),
+        gallery=take_rows(descriptors.vectors, gallery),
         query_rows=query_rows,
         gallery_rows=gallery_rows,
         truths={"": SameLabel(labels[query_rows], labels[gallery_rows], self_rows, sources)},
@@ -99,8 +99,8 @@ def judged_trial(descriptors: Descriptors, judged: Judged) -> Trial:
     return Trial(
         protocol=judged.name,
         records=judged.records,
-        queries=taken(descriptors.vectors, queries),
-        gallery=taken(descriptors.vectors, gallery),
+        queries=take_rows(descriptors.vectors, queries),
+        gallery=take_rows(descriptors.vectors, gallery),
         query_rows=descriptors.rows[queries],
         gallery_rows=descriptors.rows[gallery],
         truths=truths,
@@ -127,7 +127,7 @@ def groups_of(positives: Sequence[Sequence[IntArray]], num_queries: int) -> IntA
     return np.array([root(query) for query in range(num_queries)], np.int64)
 
 
-def taken(vectors: FloatArray, places: IntArray) -> FloatArray:
+def take_rows(vectors: FloatArray, places: IntArray) -> FloatArray:
     """Return the vectors at ``places``: without copying them where the places follow each other, as a million distractors do."""
     if len(places) and (np.diff(places) == 1).all():
         return vectors[places[0] : places[-1] + 1]

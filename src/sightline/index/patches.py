@@ -19,7 +19,7 @@ from sightline.index.filters import Filter
 from sightline.index.header import Header
 from sightline.index.items import Item, check_items, settled
 from sightline.index.local import MAX_K, LocalIndex
-from sightline.index.segments import FLOAT16, runs
+from sightline.index.segments import FLOAT16, concat_ranges
 from sightline.index.store import Store, explained
 from sightline.index.writer import Limits, bury
 
@@ -119,7 +119,7 @@ class PatchIndex(LocalIndex):
                 kept = [patches[place] for place in places]
                 store.put_grids(ids, kept)
                 if kept:
-                    rows = runs(ids << PLACE_BITS, np.array([len(one) for one in kept]))
+                    rows = concat_ranges(ids << PLACE_BITS, np.array([len(one) for one in kept]))
                     # Rounded here, so that a vector is the same in the log and in a segment.
                     store.put_vectors(rows, np.concatenate([one.vectors for one in kept]).astype(np.float16).astype(np.float32))
             self._keep_up(store)
@@ -136,7 +136,7 @@ class PatchIndex(LocalIndex):
                 assert isinstance(reader, PatchStore)
                 grids = {id: grid for id in part if (grid := reader.grid(id)) is not None}
             nums = np.array([grid[0] * grid[1] for grid in grids.values()], dtype=np.int64)
-            found, vectors = now.vectors(runs(np.array(list(grids), dtype=np.int64) << PLACE_BITS, nums))
+            found, vectors = now.vectors(concat_ranges(np.array(list(grids), dtype=np.int64) << PLACE_BITS, nums))
             for id, grid in grids.items():
                 first, end = np.searchsorted(found, [id << PLACE_BITS, (id + 1) << PLACE_BITS])
                 if end - first == grid[0] * grid[1]:  # it may have been replaced or removed since ``now``

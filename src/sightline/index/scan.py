@@ -53,7 +53,7 @@ def _exact_top(queries: FloatArray, vectors: FloatArray, k: int, allowed: BoolAr
 def _merge_block(
     queries: FloatArray, block: FloatArray, rows: IntArray, best_rows: IntArray, best: FloatArray, places: IntArray | None = None
 ) -> None:
-    """Let a block's rows into the best so far, which are changed in place; ``places`` are theirs in the block, None for all of it."""
+    """Merge a block into the running top-k, in place; ``places`` are the rows of the block to consider, None for all."""
     k = best.shape[1]
     # For one query a threaded product waits a scheduler's turn for its second thread when the machine is busy: 18 ms for 2,000 rows
     # 384 wide, einsum on one thread 1.3 ms. For many queries the product is far ahead.

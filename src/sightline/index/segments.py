@@ -59,7 +59,7 @@ class Segment:
         """
         if bits:
             start, end = np.searchsorted(self.ids, ids << bits), np.searchsorted(self.ids, (ids + 1) << bits)
-            of_items = runs(start, end - start)
+            of_items = concat_ranges(start, end - start)
             living: IntArray = of_items[self.live[of_items]]
             return living
         rows = np.searchsorted(self.ids, ids)
@@ -68,7 +68,7 @@ class Segment:
         return found
 
 
-def runs(start: IntArray, num: IntArray) -> IntArray:
+def concat_ranges(start: IntArray, num: IntArray) -> IntArray:
     """Return the numbers ``start, start + 1, ...``, ``num`` of them, of each pair, one run after the other."""
     before = np.cumsum(num) - num
     counted: IntArray = np.arange(int(num.sum())) + np.repeat(start - before, num)

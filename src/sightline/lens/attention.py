@@ -42,7 +42,7 @@ _ASKING: dict[Pooling, tuple[int, ...]] = {"cls": (0,), "dist": (1,), "cls_dist_
 def asking_tokens(encoder: Encoder) -> tuple[int, ...]:
     """Return the backbone's prefix tokens whose attention is shown (0 is the class token, 1 the distillation token), or none.
 
-    They are those that the descriptor is made from: nothing has taught the others where to look. With none it is the patches' that is
+    They are those that the descriptor is made from; other prefix tokens are untrained. With none it is the patches' that is
     shown, or of class attention, whose token is no part of the backbone, its own.
     """
     return _ASKING.get(encoder.model.pooling, ())
@@ -61,7 +61,7 @@ def attention(encoder: Encoder, image: torch.Tensor) -> Attention:
         Zuidema 2020, arXiv 2005.00928, section 3 (heads averaged, half of each block's flow from its residual connection).
     """
     flow = _Flow()
-    with watching(encoder, flow.see):
+    with attention_hooks(encoder, flow.see):
         tokens = encoder.tokens(image[None].to(encoder.device))
     num_prefix, num_patches = tokens.prefix.shape[1], tokens.patches.shape[1]
     is_seen = flow.is_whole(num_prefix + num_patches, num_blocks(encoder, flow.num_blocks))
@@ -91,13 +91,13 @@ def no_attention(backbone: str) -> ModelError:
 def _asked_by_class_attention(encoder: Encoder, patches: torch.Tensor) -> list[torch.Tensor]:
     """Return of each block of the class attention what its token attends to, ``[heads, 1 + N]``: itself, then the patches ``[1, N, D]``."""
     asked: list[torch.Tensor] = []
-    with watching(encoder, lambda call: asked.append(probabilities(call.queries, call.keys)[0, :, 0])):
+    with attention_hooks(encoder, lambda call: asked.append(probabilities(call.queries, call.keys)[0, :, 0])):
         encoder.class_attention(patches)
     return asked
 
 
 def _rolled(asked: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the share ``[N]`` of each patch in the token that has asked, block after block; what is left to 1 is the token as it began."""
+    """Return the attention rollout ``[N]`` of the query token over the patches; 1 minus its sum is the token's own residual share."""
     share = torch.zeros_like(asked[0][0, 1:])
     for weights in asked:
         mean = weights.mean(dim=0)
@@ -157,7 +157,7 @@ class AttentionCall:
 
 
 @contextmanager
-def watching(encoder: Encoder, see: Callable[[AttentionCall], None]) -> Iterator[None]:
+def attention_hooks(encoder: Encoder, see: Callable[[AttentionCall], None]) -> Iterator[None]:
     """Context manager: call ``see`` for each attention layer's forward, in evaluation mode."""
     with evaluating(encoder), _fused(encoder), _Watch(see):
         yield

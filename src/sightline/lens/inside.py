@@ -20,7 +20,7 @@ from sightline.lens.view import View, rounded
 Known = TypeVar("Known")
 
 
-def known(find: Callable[[], Known]) -> Known | str:
+def value_or_reason(find: Callable[[], Known]) -> Known | str:
     """Return what ``find`` does, or in one sentence why there is no such thing in this model."""
     try:
         return find()
@@ -34,11 +34,11 @@ class Inside:
     def __init__(self, view: View) -> None:
         self.view = view
         encoder, net = view.encoder, view.encoder.backbone.net
-        self.filters = known(lambda: principal_filters(first_filters(net)))
-        self.positions = known(lambda: position_similarity(position_grid(net)))
+        self.filters = value_or_reason(lambda: principal_filters(first_filters(net)))
+        self.positions = value_or_reason(lambda: position_similarity(position_grid(net)))
         images = read_batches(encoder, view.records, walked_rows(view), what=f"looking inside {view.label}")
-        self.layers = known(lambda: _with_images(walk(encoder, images)))
-        self.distances_px = self.layers if isinstance(self.layers, str) else known(self.layers.distance.distances_px)
+        self.layers = value_or_reason(lambda: _with_images(walk(encoder, images)))
+        self.distances_px = self.layers if isinstance(self.layers, str) else value_or_reason(self.layers.distance.distances_px)
 
     def alike(self, other: Inside) -> Float64Array | str:
         """Return the CKA ``[L, L']`` of this model's layers with another's, over the images that both saw."""

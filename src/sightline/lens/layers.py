@@ -20,7 +20,7 @@ from sightline.data.loading import decode_stream
 from sightline.data.records import Records
 from sightline.data.transforms import eval_transform
 from sightline.errors import DataError, ModelError
-from sightline.lens.attention import watching
+from sightline.lens.attention import attention_hooks
 from sightline.lens.distance import DistanceMeter
 from sightline.lens.embedding import Float64Array
 from sightline.nn.encoder import Encoder
@@ -78,7 +78,7 @@ def walk(encoder: Encoder, batches: Iterable[tuple[IntArray, torch.Tensor]]) -> 
         grams.append(gram(features))
         last[:] = [features]
 
-    with torch.inference_mode(), _hooks(encoder.backbone.net, seen.names, take), watching(encoder, seen.distance.see):
+    with torch.inference_mode(), _hooks(encoder.backbone.net, seen.names, take), attention_hooks(encoder, seen.distance.see):
         for rows, images in batches:
             grams.clear()
             seen.distance.begin(len(images))

@@ -7,7 +7,7 @@ with one hidden layer on it, fine-tuning takes that head off and puts a linear l
 
 The loss is softmax cross-entropy. Where mixup or cutmix makes one image of two, it is the mean of both their losses, each weighted with
 the share that its image has in the mixture. The descriptor of search is y itself, at unit length: whatever classification trained is
-searched, indexed and inspected like any other model of the house.
+searched, indexed and inspected like any other model.
 
 The recipes for ImageNet-1k are the paper's own (table 3, ViT-B/16) and the later, stronger baseline of two of its authors (Beyer, Zhai and
 Kolesnikov 2022, arXiv 2205.01580, ViT-S/16).

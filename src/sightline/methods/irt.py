@@ -78,7 +78,7 @@ class IRTRecipe(Recipe):
     momentum: float = 0.0  # decay of the momentum encoder that fills the memory; 0 stores the learner's own descriptors
     temperature: float = 0.05  # normalised softmax and SNCA: what similarities are divided by (the value of both papers)
     proxy_lr: float = 1.0  # normalised softmax: the class vectors' learning rate as a multiple of train.lr; its authors' is 1
-    memory_momentum: float = 0.5  # SNCA: what an entry of its memory keeps of itself when its image is seen; 0 replaces it
+    memory_momentum: float = 0.5  # SNCA: EMA decay of the memory entries; 0 replaces them
     # Tuples only: what the margin measures. The paper trains tuples with beta = 0.85 and "the default hyper-parameters" of the code it
     # builds on, where 0.85 is a Euclidean distance, a cosine of 0.639 between unit vectors; so euclidean is the default. cosine reads
     # 0.85 into equation 1, whose negatives then cost only where they are closer than a distance of 0.55.

@@ -38,12 +38,20 @@ from torch import nn
 from sightline.contracts import Batch, LossTerms
 from sightline.data.records import Records
 from sightline.errors import RecipeError
-from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
+from sightline.methods.self_supervised import (
+    PATCHES_ALONE,
+    SelfSupervised,
+    cosine_to_one,
+    ema_copy,
+    ema_update,
+    require_for_crops,
+    require_grids,
+)
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
-from sightline.nn.collapse import Watch
+from sightline.nn.collapse import CollapseMonitor
 from sightline.nn.collectives import gather, mean_over_ranks, with_mean_value, world_size
 from sightline.nn.encoder import Encoder
-from sightline.nn.projection import contrast_mlp, exact
+from sightline.nn.projection import as_float32, contrast_mlp
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 from sightline.sweep import Sweep, Variant
 
@@ -229,7 +237,7 @@ def cosine_distance(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return 2.0 - 2.0 * cosines.mean()
 
 
-def enqueued(queue: torch.Tensor, start: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ring_write(queue: torch.Tensor, start: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the queue ``[..., K, D]`` with ``keys`` ``[..., M, D]`` in place of its M oldest from row ``start`` on, and where the next ones go.
 
     Rows go on at 0 behind the last; of more keys than rows the last K stay. It is a new tensor: the loss keeps the former one.
@@ -242,7 +250,7 @@ def enqueued(queue: torch.Tensor, start: torch.Tensor, keys: torch.Tensor) -> tu
 
 def unit(vectors: torch.Tensor) -> torch.Tensor:
     """Return the vectors in unit length, in float32."""
-    return F.normalize(exact(vectors), dim=-1)
+    return F.normalize(as_float32(vectors), dim=-1)
 
 
 # --- the method -----------------------------------------------------------------------------------------------------------------
@@ -265,7 +273,7 @@ class Answer:
     patches: torch.Tensor | None
 
 
-class Moby(Unlabelled):
+class Moby(SelfSupervised):
     """MoBY, and with ``patch_weight`` our SelfPatch on it: an online branch that learns, and is what is evaluated; keys that follow."""
 
     queue: torch.Tensor
@@ -288,8 +296,8 @@ class Moby(Unlabelled):
         self.register_buffer("patch_queue", F.normalize(torch.randn(length, out), dim=1))
         self.register_buffer("patch_queue_start", torch.zeros((), dtype=torch.int64))
         self.online = Branch(encoder, projector, patch_projector)
-        self.key = Branch(follower_of(encoder), copy.deepcopy(projector), copy.deepcopy(patch_projector)).requires_grad_(False)
-        self.watch = Watch(recipe.watch_from, recipe.train.log_every, "a longer queue_length, a higher temperature, ")
+        self.key = Branch(ema_copy(encoder), copy.deepcopy(projector), copy.deepcopy(patch_projector)).requires_grad_(False)
+        self.watch = CollapseMonitor(recipe.watch_from, recipe.train.log_every, "a longer queue_length, a higher temperature, ")
 
     def loss(self, batch: Batch, step: int) -> LossTerms:
         """Return equation 1, and with ``patch_weight`` equation 2; the queues then take the keys in."""
@@ -350,23 +358,23 @@ class Moby(Unlabelled):
     def _take_in(self, keys: list[Answer], step: int) -> None:
         """Let the queues take in the keys of all processes: of images all, of patches some, the same for however many processes."""
         everyones = gather(torch.stack([key.image for key in keys], dim=1)).transpose(0, 1)  # [2, M, E]
-        self.queue, self.queue_start = enqueued(self.queue, self.queue_start, everyones)
+        self.queue, self.queue_start = ring_write(self.queue, self.queue_start, everyones)
         patches = [key.patches for key in keys if key.patches is not None]
         if len(self.patch_queue) and patches:
-            rows = strided(len(patches[0]), max(1, self.recipe.patch_keys // world_size()), step).to(patches[0].device)
+            rows = rotating_stride(len(patches[0]), max(1, self.recipe.patch_keys // world_size()), step).to(patches[0].device)
             some = gather(torch.stack([of_crop[rows] for of_crop in patches], dim=1)).flatten(0, 1)
-            self.patch_queue, self.patch_queue_start = enqueued(self.patch_queue, self.patch_queue_start, some)
+            self.patch_queue, self.patch_queue_start = ring_write(self.patch_queue, self.patch_queue_start, some)
 
     def after_step(self, step: int) -> None:
         """Let the keys follow: every parameter, by the momentum of the step that comes."""
-        follow(self.key, self.online, to_one(self.recipe.key_momentum, step + 1, self.recipe.train.steps))
+        ema_update(self.key, self.online, cosine_to_one(self.recipe.key_momentum, step + 1, self.recipe.train.steps))
 
     def encoder(self) -> Encoder:
         """Return the online branch's, which is what the authors evaluate."""
         return self.online.encoder
 
 
-def strided(num_rows: int, num: int, step: int) -> torch.Tensor:
+def rotating_stride(num_rows: int, num: int, step: int) -> torch.Tensor:
     """Return ``num`` of the rows 0 to ``num_rows`` - 1 (all, where there are fewer), evenly apart, from a start that turns with ``step``.
 
     A stride that divides a row of the grid meets some columns alone: as steps go by, the turn brings all patches in.

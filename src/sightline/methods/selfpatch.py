@@ -35,21 +35,29 @@ from torch import nn
 from sightline.contracts import Batch, LossTerms, Tokens
 from sightline.data.records import Records
 from sightline.errors import RecipeError
-from sightline.methods.unlabelled import PATCHES_ALONE, Unlabelled, follow, follower_of, require_for_crops, require_grids, to_one
+from sightline.methods.self_supervised import (
+    PATCHES_ALONE,
+    SelfSupervised,
+    cosine_to_one,
+    ema_copy,
+    ema_update,
+    require_for_crops,
+    require_grids,
+)
 from sightline.nn.class_attention import ClassAttention, Wrap, closest_neighbours
-from sightline.nn.collapse import Watch
+from sightline.nn.collapse import CollapseMonitor
 from sightline.nn.collectives import mean_over_ranks, with_mean_value
 from sightline.nn.dino_checkpoints import load_dino
 from sightline.nn.encoder import Encoder
-from sightline.nn.projection import PrototypeHead, exact
+from sightline.nn.projection import PrototypeHead, as_float32
 from sightline.recipe import CropSpec, DataSpec, ImageSpec, ModelSpec, Recipe, TrainSpec
 from sightline.sweep import Sweep, Variant, grid
 
 WITH_CLASS_TOKEN = (("class_token", "true"), ("final_norm", "true"), ("global_pool", "token"))
-"""timm's own values of these, as settings: what DINO's backbone is with."""
+"""The inverse of ``PATCHES_ALONE``, as settings."""
 
 ALONE = ("patch_weight=0", "pooling=cls", *(f"backbone_args.{name}={value}" for name, value in WITH_CLASS_TOKEN))
-"""What makes DINO of a recipe of SelfPatch."""
+"""Settings that turn a recipe of SelfPatch into DINO."""
 
 USED_SHARE = 0.1
 """A prototype is dead whose share of the teacher's answers, on average, is below this share of an even one."""
@@ -298,7 +306,7 @@ def teacher_answers(logits: torch.Tensor, center: torch.Tensor, temperature: flo
     return F.softmax((logits - center) / temperature, dim=-1)
 
 
-def rising(start: float, end: float, step: int, num_steps: int) -> float:
+def linear_ramp(start: float, end: float, step: int, num_steps: int) -> float:
     """Return a line from ``start`` at step 0 to ``end`` at step ``num_steps`` - 1, and ``end`` from there on."""
     return end if step >= num_steps - 1 else start + (end - start) * step / (num_steps - 1)
 
@@ -329,14 +337,14 @@ class Branch(nn.Module):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a branch says of crops: ``features`` ``[V, B, D]``, ``image`` logits ``[V, B, K]``, ``patches`` logits ``[V B N, K']`` of each size."""
+    """Outputs of a branch: ``features`` ``[V, B, D]``, ``image`` logits ``[V, B, K]``, ``patches`` logits ``[V B N, K']`` of each size."""
 
     features: torch.Tensor
     image: torch.Tensor
     patches: tuple[torch.Tensor, ...]
 
 
-class SelfPatch(Unlabelled):
+class SelfPatch(SelfSupervised):
     """DINO, and with ``patch_weight`` SelfPatch: a student that learns, a teacher that follows and is what is evaluated."""
 
     center: torch.Tensor
@@ -349,7 +357,7 @@ class SelfPatch(Unlabelled):
         require_grids(encoder, recipe.crops.crop_px, *((recipe.window, recipe.wrap) if recipe.patch_weight else ()))
         self.student = Branch(encoder, recipe, learn_gains=recipe.learn_gains)
         with torch.random.fork_rng(devices=[]):  # heads about to be replaced take no random numbers from anybody
-            self.teacher = Branch(follower_of(encoder), recipe, learn_gains=recipe.learn_gains)
+            self.teacher = Branch(ema_copy(encoder), recipe, learn_gains=recipe.learn_gains)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         for branch in (self.student, self.teacher):
@@ -357,7 +365,7 @@ class SelfPatch(Unlabelled):
         self.register_buffer("center", torch.zeros(recipe.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(recipe.num_patch_prototypes if recipe.patch_weight else 0))
         self.register_buffer("usage", torch.full((recipe.num_prototypes,), 1.0 / recipe.num_prototypes))
-        self.watch = Watch(recipe.watch_from, recipe.train.log_every)
+        self.watch = CollapseMonitor(recipe.watch_from, recipe.train.log_every)
 
     def begin(self) -> None:
         """Take student, teacher, heads and centres of ``start_from``, where the recipe names it.
@@ -373,13 +381,13 @@ class SelfPatch(Unlabelled):
         """Return equation 1, and with ``patch_weight`` equation 2; the centres then take the teacher's answers in."""
         recipe = self.recipe
         num_global, patchwise = recipe.crops.num_crops[0], recipe.patch_weight > 0
-        temperature = rising(recipe.teacher_temp_start, recipe.teacher_temp, step, recipe.teacher_temp_steps)
+        temperature = linear_ramp(recipe.teacher_temp_start, recipe.teacher_temp, step, recipe.teacher_temp_steps)
         with torch.no_grad():
             teacher = self._answers(self.teacher, batch.crops if patchwise else batch.crops[:1], 1.0, around=True)
         student = self._answers(self.student, batch.crops, recipe.student_temp)
         with torch.autocast(student.image.device.type, enabled=False):
             answers = teacher_answers(teacher.image[:num_global], self.center, temperature)
-            image = image_loss(exact(student.image), answers)
+            image = image_loss(as_float32(student.image), answers)
             terms = {"image_loss": image.detach()}
             total = image
             if patchwise:
@@ -394,7 +402,7 @@ class SelfPatch(Unlabelled):
         return LossTerms(with_mean_value(total), terms)
 
     def _answers(self, branch: Branch, crops: tuple[torch.Tensor, ...], temperature: float, *, around: bool = False) -> Answers:
-        """Return what a branch says of crops; ``around``: its patch answers are of each patch's neighbours, not of the patch."""
+        """Return the outputs of a branch; with ``around`` each patch is predicted from its aggregated neighbours."""
         features, patches, sizes = [], [], []
         for group in crops:
             tokens = branch.encoder.tokens(group.flatten(0, 1))
@@ -423,16 +431,16 @@ class SelfPatch(Unlabelled):
         """Return equation 2: every crop weighs the same, whatever its number of patches."""
         num_crops = self.recipe.crops.num_crops
         groups = zip(num_crops, student, teacher, strict=True)
-        costs = [num * patch_loss(exact(asked), teacher_answers(said, self.patch_center, temperature)) for num, asked, said in groups]
+        costs = [num * patch_loss(as_float32(asked), teacher_answers(said, self.patch_center, temperature)) for num, asked, said in groups]
         return torch.stack(costs).sum() / sum(num_crops)
 
     @torch.no_grad()
     def _move_centers(self, teacher: Answers, answers: torch.Tensor) -> None:
         keep = self.recipe.center_momentum
-        self.center = self.center.lerp(mean_over_ranks(exact(teacher.image).mean(dim=(0, 1))), 1.0 - keep)
+        self.center = self.center.lerp(mean_over_ranks(as_float32(teacher.image).mean(dim=(0, 1))), 1.0 - keep)
         if teacher.patches:
             num = sum(len(said) for said in teacher.patches)
-            mean = torch.stack([exact(said).sum(dim=0) for said in teacher.patches]).sum(dim=0) / num
+            mean = torch.stack([as_float32(said).sum(dim=0) for said in teacher.patches]).sum(dim=0) / num
             self.patch_center = self.patch_center.lerp(mean_over_ranks(mean), 1.0 - keep)
         self.usage = self.usage.lerp(mean_over_ranks(answers.mean(dim=(0, 1))).to(self.usage.dtype), 0.01)
 
@@ -459,7 +467,7 @@ class SelfPatch(Unlabelled):
 
     def after_step(self, step: int) -> None:
         """Let the teacher follow: every parameter, by a momentum that rises to 1."""
-        follow(self.teacher, self.student, to_one(self.recipe.teacher_momentum, step, self.recipe.train.steps))
+        ema_update(self.teacher, self.student, cosine_to_one(self.recipe.teacher_momentum, step, self.recipe.train.steps))
 
     def encoder(self) -> Encoder:
         """Return the teacher's: it is the better one all along, and what the authors evaluate."""

@@ -270,7 +270,7 @@ def _create(spec: ModelSpec, image_px: int, *, pretrained: bool) -> Any:
         if not pretrained:
             raise ModelError(f"cannot build {spec.backbone} for {image_px} px: {first_line(error)}") from error
         raise NoHubError(
-            f"the weights of {spec.backbone} could not be had from the model hub ({first_line(error)}): where there is no network, train from a "
+            f"the weights of {spec.backbone} could not be downloaded from the model hub ({first_line(error)}): where there is no network, train from a "
             "downloaded file with --set weights=/path/to/model.safetensors, or from scratch with --set weights=random"
         ) from error
     except (TypeError, AssertionError, ValueError) as error:

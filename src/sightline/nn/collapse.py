@@ -10,7 +10,7 @@ from torch import nn
 
 from sightline.errors import TrainingError
 from sightline.nn.collectives import gather
-from sightline.nn.projection import exact
+from sightline.nn.projection import as_float32
 
 LOWEST_SPREAD = 0.02
 """Below it, features are one direction and rounding: an untrained ViT-Ti has about 0.2 on photographs, a trained one more."""
@@ -19,7 +19,7 @@ LOWEST_INFORMATION = 1e-3
 """Nats that a teacher's answer tells of which image it saw, below which all images get one answer."""
 
 PATIENCE = 10
-"""Steps looked at in a row that must find a collapse: a step's batch may be alike by chance."""
+"""Consecutive checks that must detect a collapse: one batch may be alike by chance."""
 
 
 def spread(vectors: torch.Tensor) -> torch.Tensor:
@@ -27,7 +27,7 @@ def spread(vectors: torch.Tensor) -> torch.Tensor:
 
     Source: Chen and He 2021, arXiv 2011.10566, section 4.1 (the deviation of each coordinate, times sqrt(D)).
     """
-    unit = F.normalize(exact(vectors), dim=1)
+    unit = F.normalize(as_float32(vectors), dim=1)
     deviation: torch.Tensor = unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1])
     return deviation
 
@@ -40,14 +40,14 @@ def feature_rank(vectors: torch.Tensor) -> torch.Tensor:
 
     Source: Roy and Vetterli 2007, "The effective rank", section 2.
     """
-    rows = exact(vectors)
+    rows = as_float32(vectors)
     values = torch.linalg.svdvals(rows - rows.mean(dim=0))
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
     rank: torch.Tensor = torch.special.entr(shares).sum().exp()
     return rank
 
 
-class Watch(nn.Module):
+class CollapseMonitor(nn.Module):
     """Looks at features (and a teacher's answers) now and then, and ends a run whose answers no longer depend on the image.
 
     How often in a row it found a collapse is a buffer, so a resumed run is stopped at the same step.

@@ -14,7 +14,7 @@ from sightline.nn.collectives import sum_over_ranks, world_size
 INIT_STD = 0.02
 
 
-def exact(x: torch.Tensor) -> torch.Tensor:
+def as_float32(x: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float32, or as it is in float64: what unit lengths, softmax and losses are computed in."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -60,7 +60,7 @@ class PrototypeHead(nn.Module):
         x = self.mlp(x)
         with torch.autocast(x.device.type, enabled=False):  # in bfloat16 a unit vector's length is off by up to a hundredth
             unit = (
-                F.normalize(exact(x), dim=-1) / temperature
+                F.normalize(as_float32(x), dim=-1) / temperature
             )  # dividing K logits would be another pass over the largest tensor of the step
         logits: torch.Tensor = self.last_layer(unit)
         return logits
@@ -86,7 +86,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             return self(rows.flatten(0, -2)).view(rows.shape)  # type: ignore[no-any-return]
         if not self.training or world_size() == 1:
             return super().forward(rows)
-        x = exact(rows)
+        x = as_float32(rows)
         num = x.shape[0] * world_size()
         mean = sum_over_ranks(x.sum(dim=0)) / num
         centred = x - mean

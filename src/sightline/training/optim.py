@@ -42,13 +42,13 @@ def rate_at(step: int, spec: TrainSpec) -> float:
 
 
 def decay_at(step: int, spec: TrainSpec) -> float:
-    """Return what the weight decay of ``step`` (counted from 0) is a multiple of its beginning: a cosine from 1 to ``weight_decay_growth``."""
+    """Return the factor on the initial weight decay at ``step`` (from 0): a cosine from 1 to ``weight_decay_growth``."""
     done = step / max(1, spec.steps)
     return spec.weight_decay_growth + 0.5 * (1.0 - spec.weight_decay_growth) * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, step: int, spec: TrainSpec) -> float:
-    """Set every group's learning rate and weight decay for ``step`` and return the recipe's, of which a group may have a multiple."""
+    """Set every group's learning rate and weight decay for ``step`` and return the base learning rate; groups may scale it."""
     share = rate_at(step, spec)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * share

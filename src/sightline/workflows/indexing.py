@@ -61,7 +61,7 @@ def index(
         raise UsageError("--keep and --prune are opposites: leave one out")
     if images is None and not (remove or prune or info or verify or compact or repair):
         raise UsageError(
-            "what shall be done? --images FOLDER brings the index up to date; --info, --verify, --compact, --repair, --prune or --remove look after it"
+            "nothing to do: --images FOLDER brings the index up to date; --info, --verify, --compact, --repair, --prune or --remove look after it"
         )
     if remove:
         filters.parse(remove)  # before anything is done

@@ -60,7 +60,7 @@ class Swept:
 
 
 @dataclass(frozen=True)
-class _Ruler:
+class _RunProtocol:
     """What the runs are measured by, and on: a protocol (auto is what ``evaluate`` takes by itself) and another data set than theirs, or theirs."""
 
     protocol: str = "auto"
@@ -156,7 +156,7 @@ def sweep(
     """
     if runtime.ranks().world_size > 1:
         raise UsageError("a sweep trains in one process: start it without torchrun, on a device of its own with --device cuda:1")
-    runs, ruler = _planned(plan, settings, num_seeds, Path(out)), _Ruler(protocol, measure_on)
+    runs, ruler = _planned(plan, settings, num_seeds, Path(out)), _RunProtocol(protocol, measure_on)
     ruler.require(runs[0].recipe, data)
     ruler = replace(ruler, rows=_rows_of(data, runs[0].recipe))
     kept = [_kept(run, data, ruler) for run in runs]
@@ -213,7 +213,7 @@ def _classifies(recipe: Recipe) -> bool:
     return _method(recipe).validation == "held-out-images"
 
 
-def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:
+def _kept(run: _Run, data: str | Path, ruler: _RunProtocol) -> Result | None:
     """Return what an earlier sweep found for this run, or None where it is still to be done."""
     file = run.folder / RESULT
     if not file.exists():
@@ -234,7 +234,7 @@ def _kept(run: _Run, data: str | Path, ruler: _Ruler) -> Result | None:
     return result
 
 
-def _about(run: _Run, data: str | Path, ruler: _Ruler) -> dict[str, Any]:
+def _about(run: _Run, data: str | Path, ruler: _RunProtocol) -> dict[str, Any]:
     """Return what a result has to share with a run to be its own."""
     measured_on = str(ruler.data or data)
     return {
@@ -246,7 +246,7 @@ def _about(run: _Run, data: str | Path, ruler: _Ruler) -> dict[str, Any]:
     }
 
 
-def _train_and_measure(run: _Run, data: str | Path, ruler: _Ruler, device: str, command: str) -> Result | str:
+def _train_and_measure(run: _Run, data: str | Path, ruler: _RunProtocol, device: str, command: str) -> Result | str:
     """Return what was found, or the signal that stopped the training; a run that was broken off goes on where it stood."""
     about = _about(run, data, ruler)
     try:
@@ -268,7 +268,7 @@ def _train_and_measure(run: _Run, data: str | Path, ruler: _Ruler, device: str, 
     return result
 
 
-def _write(swept: Swept, data: str | Path, ruler: _Ruler, settings: Sequence[str], metrics: Sequence[str], command: str) -> None:
+def _write(swept: Swept, data: str | Path, ruler: _RunProtocol, settings: Sequence[str], metrics: Sequence[str], command: str) -> None:
     """Write the table and the page; nothing where no run has been measured yet."""
     known = sweep_report.metric_names(swept.rows)
     for name in metrics:

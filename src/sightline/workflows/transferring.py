@@ -30,7 +30,7 @@ from sightline.workflows.common import write_bad_files
 
 Kind = Literal["knn", "linear", "fewshot", "finetune"]
 FROZEN: tuple[Kind, ...] = ("knn", "linear", "fewshot")
-"""The kinds that leave the model as it is; fine-tuning trains all of it, and takes as long as that takes."""
+"""The kinds that leave the model unchanged; fine-tuning trains all of it."""
 
 SHOTS = (5, 10)
 NUM_DRAWS = 3

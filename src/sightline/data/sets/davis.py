@@ -79,7 +79,7 @@ class Davis:
 
     @property
     def name(self) -> str:
-        """What was read, such as ``davis 2017 val 480p``; a list that is not as long as the authors' is told by its length."""
+        """What was read, such as ``davis 2017 val 480p``; a partial list shows its length."""
         num, official = len(self.sequences), NUM_SEQUENCES.get((self.year, self.split))
         marked = f" ({num} sequence{'' if num == 1 else 's'}, not {official})" if official not in (None, num) else ""
         return f"davis {self.year} {self.split} {self.resolution}{marked}"

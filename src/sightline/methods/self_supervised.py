@@ -1,4 +1,4 @@
-"""What methods without labels share: several crops of an image, and a branch that follows the one that learns."""
+"""Shared parts of the methods without labels: several crops of an image, and a momentum branch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sightline.nn.encoder import Encoder, evaluating
 from sightline.recipe import AugmentSpec, Recipe, TrainSpec
 
 PATCHES_ALONE = (("class_token", False), ("final_norm", False), ("global_pool", ""))
-"""What the backbone of patches that learn is without: class attention has the class token and the norm."""
+"""timm arguments that drop the class token and the final norm; class attention provides both."""
 
 
-class Unlabelled(Method):
-    """A method that learns from crops of images alone; the last model is kept, whatever k-NN says on the way."""
+class SelfSupervised(Method):
+    """A method that trains on crops without labels; the last model is kept, k-NN is measured along the way."""
 
     validation: ClassVar[str] = "knn"
     needs_labels: ClassVar[bool] = False
@@ -54,9 +54,7 @@ def require_for_crops(recipe: Recipe) -> None:
             "learning without labels takes shuffled passes over all images, two or more a batch: set sampling=shuffle and images_per_batch, such as 64"
         )
     if recipe.augment != AugmentSpec():
-        raise RecipeError(
-            "crops are varied by settings of their own: set crop_flip, crop_jitter, crop_min_area and the like, not those of augment"
-        )
+        raise RecipeError("augment.* is ignored by crops: set crop_flip, crop_jitter, crop_min_area and the like instead")
     if recipe.train.layer_decay != 1:
         raise RecipeError("layer_decay is for weights that have learnt already: without labels all layers learn at one rate")
 
@@ -76,8 +74,8 @@ def require_grids(encoder: Encoder, crop_px: Iterable[int], window: int = 0, wra
             raise ModelError(f"a crop of {side_px} px has {rows} x {columns} patches, {what} a larger crop_px")
 
 
-def follower_of(encoder: Encoder) -> Encoder:
-    """Return an encoder with the same weights that drops no paths: what follows by ``follow`` (a copy would keep the drop path)."""
+def ema_copy(encoder: Encoder) -> Encoder:
+    """Return a frozen encoder with the same weights and no drop path, to be moved by ``ema_update`` (a plain copy would keep the drop path)."""
     still = replace(encoder.model, drop_path=0.0, weights="random", frozen=())
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced take no random numbers from anybody
         made = Encoder(still, encoder.image)
@@ -86,11 +84,11 @@ def follower_of(encoder: Encoder) -> Encoder:
 
 
 @torch.no_grad()
-def follow(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
-    """Move every parameter of ``follower`` towards that of ``leader``, of which it takes the share 1 - ``momentum``."""
+def ema_update(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
+    """EMA update in place: follower = momentum * follower + (1 - momentum) * leader."""
     torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), 1.0 - momentum)
 
 
-def to_one(start: float, step: int, num_steps: int) -> float:
+def cosine_to_one(start: float, step: int, num_steps: int) -> float:
     """Return the cosine from ``start`` to 1 over a run."""
     return 1.0 - 0.5 * (1.0 - start) * (1.0 + math.cos(math.pi * step / max(1, num_steps)))
