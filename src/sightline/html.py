@@ -259,10 +259,6 @@ class Page:
         self._parts.append(f"<div class=plots>{''.join(drawn)}</div>")
         return self
 
-    def figure_svg(self, figure: Figure, *, alt: str, title: str = "", caption: str = "") -> Self:
-        """Add one figure; see ``plots``."""
-        return self.plots([Plot(figure, title, alt, caption)])
-
     def render(self) -> str:
         """Return the whole page."""
         facts = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in self._facts)

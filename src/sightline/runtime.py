@@ -78,11 +78,6 @@ def weights_folder() -> Path | None:
     return Path(named) if named else None
 
 
-def hub_is_offline() -> bool:
-    """Return True where the person has switched the model hub off (``HF_HUB_OFFLINE``)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
 def device(name: str = "auto") -> torch.device:
     """Return the device called ``name``: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 

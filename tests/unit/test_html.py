@@ -64,7 +64,7 @@ def full_page() -> html.Page:
     page.picture_strip([*states, html.Picture(None, HOSTILE)], lead=states[1], note=HOSTILE).picture_pairs([(states[0], states[3])])
     linked = html.Picture(noise(60, 40), HOSTILE, HOSTILE, link=f"file:///{HOSTILE}")
     page.gallery([linked, html.Picture(None, HOSTILE)], lead=states[1]).panels([[linked, linked]]).legend([(HOSTILE, HOSTILE)])
-    page.section("Figures").figure_svg(small_figure(), alt=HOSTILE, title=HOSTILE, caption=HOSTILE)
+    page.section("Figures").plots([html.Plot(small_figure(), HOSTILE, HOSTILE, HOSTILE)])
     return page.plots([html.Plot(small_figure(), "again", "again")])
 
 

@@ -75,12 +75,6 @@ def test_no_page_outside_the_memory_is_touched(monkeypatch: pytest.MonkeyPatch) 
     assert not runtime.use_large_pages(6 << 20, 7 << 20), "the numbers mean something else there"
 
 
-@pytest.mark.parametrize(("value", "offline"), [("1", True), ("yes", True), ("True", True), ("0", False), ("", False)])
-def test_the_hub_is_off_where_the_person_says_so(monkeypatch: pytest.MonkeyPatch, value: str, offline: bool) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert runtime.hub_is_offline() is offline
-
-
 def test_the_cpu_is_always_to_be_had() -> None:
     assert runtime.device("cpu") == torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sightline.lens import draw, embedding
 from sightline.lens.network import FILES, Sheets, add_network
 from sightline.lens.sheet import contact_sheet
 from sightline.lens.view import MAX_OF_CLASSES, Inspected, Thumbnail, View, pairs_of, rounded, short_names, varied
-from sightline.nn.model_folder import write_text
+from sightline.nn.model_folder import write_json
 from sightline.search.neighbours import nearest_of_other_class
 
 MAX_DOTS = 10_000
@@ -97,7 +96,7 @@ def inspect(
         sheets["duplicates.png"] = contact_sheet(f"Near-duplicates, as {models[0].name} sees them", [pair.pictures for pair in duplicates])
     _write_sheets(out, sheets)
     try:
-        write_text(out / "numbers.json", json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(out / "numbers.json", numbers)
     except OSError as error:
         raise explain_os_error(error, f"writing '{out / 'numbers.json'}'") from error
     return numbers

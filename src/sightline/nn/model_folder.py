@@ -93,7 +93,7 @@ def save(encoder: Encoder, folder: Path, *, card: str = "") -> str:
             weights.unlink(missing_ok=True)
             number = 28 if "os error 28" in str(error).lower() or "no space" in str(error).lower() else 5
             raise OSError(number, str(error), str(folder)) from error
-        write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json(folder / "config.json", config)
         weights.chmod((folder / "config.json").stat().st_mode)  # safetensors writes for the owner alone
         _sync(weights)
         os.replace(weights, folder / "model.safetensors")
@@ -112,6 +112,11 @@ def write_text(path: Path, text: str) -> None:
     part.write_text(text, encoding="utf-8", errors="backslashreplace")
     _sync(part)
     os.replace(part, path)
+
+
+def write_json(path: Path, plain: Any) -> None:
+    """Write plain data as JSON, as ``write_text`` does."""
+    write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
 
 
 def _sync(path: Path) -> None:

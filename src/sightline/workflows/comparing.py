@@ -66,8 +66,7 @@ def compare(folders: Sequence[str | Path], out: str | Path, *, metrics: Sequence
     page = Path(out) / "index.html"
     compare_report.write_page(page, comparison.runs, chosen, left_out=left_out, command=command)
     try:
-        text = json.dumps({**comparison.to_json(), "command": command}, indent=2, ensure_ascii=False)
-        model_folder.write_text(page.parent / "comparison.json", text + "\n")
+        model_folder.write_json(page.parent / "comparison.json", {**comparison.to_json(), "command": command})
     except OSError as error:
         raise explain_os_error(error, f"writing '{page.parent / 'comparison.json'}'") from error
     return comparison

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +89,7 @@ def write(folder: Path, evaluation: Evaluation, page: Page) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model_folder.write_text(folder / "metrics.json", json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(folder / "metrics.json", evaluation.to_json())
     except OSError as error:
         raise explain_os_error(error, f"writing the report in '{folder}'") from error
     page.write(folder / "index.html")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +175,7 @@ def reduce(
     card = head_card(made, model, data=str(data or ""), num_images=num_images, command=command)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        model_folder.write_text(out / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(out / "run.json", facts)
     except OSError as error:
         raise explain_os_error(error, f"writing '{out / 'run.json'}'") from error
     model_folder.save(made, out, card=card)

@@ -144,8 +144,8 @@ def open_run(run: Path, recipe: Recipe, family: str, data: str | Path, about: Ma
     }
     try:
         run.mkdir(parents=True, exist_ok=True)
-        model_folder.write_text(kept, json.dumps(to_plain(recipe), indent=2) + "\n")
-        model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(kept, to_plain(recipe))
+        model_folder.write_json(run / "run.json", facts)
     except OSError as error:
         raise explain_os_error(error, f"writing the run folder '{run}'") from error
     log.warning("images enter at %s", recipe.image)
@@ -156,7 +156,7 @@ def note_compute(run: Path, recipe: Recipe, progress: Progress) -> None:
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     facts["compute"] = {**progress.compute.to_json(), "flops_before": _flops_of(Path(recipe.model.weights))}
     try:
-        model_folder.write_text(run / "run.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(run / "run.json", facts)
     except OSError as error:
         raise explain_os_error(error, f"writing '{run / 'run.json'}'") from error
 

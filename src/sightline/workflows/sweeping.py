@@ -261,7 +261,7 @@ def _train_and_measure(run: _Run, data: str | Path, ruler: _RunProtocol, device:
         result = Result(run.variant, run.seed, diverged=str(error))
         about |= {"metrics": {}, "diverged": str(error)}
     try:
-        model_folder.write_text(run.folder / RESULT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(run.folder / RESULT, about)
         (run.folder / checkpoint.NAME).unlink(missing_ok=True)  # three times the model's size and more, and the run is done
     except OSError as error:
         raise explain_os_error(error, f"writing '{run.folder / RESULT}'") from error
@@ -284,7 +284,7 @@ def _write(swept: Swept, data: str | Path, ruler: _RunProtocol, settings: Sequen
     plain = {**swept.to_json(), "data": str(data), "settings": list(settings), "command": command}
     try:
         swept.folder.mkdir(parents=True, exist_ok=True)
-        model_folder.write_text(swept.folder / "sweep.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+        model_folder.write_json(swept.folder / "sweep.json", plain)
         model_folder.write_text(swept.folder / "sweep.csv", sweep_report.comma_separated(swept.results))
         model_folder.write_text(swept.folder / "sweep.md", sweep_report.markdown(swept.rows))
     except OSError as error:

@@ -154,7 +154,7 @@ def transfer(
     if report is not None:
         try:
             report.mkdir(parents=True, exist_ok=True)
-            model_folder.write_text(report / "metrics.json", json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
+            model_folder.write_json(report / "metrics.json", found.to_json())
         except OSError as error:
             raise explain_os_error(error, f"writing '{report / 'metrics.json'}'") from error
         write_bad_files(bad_files, report)
